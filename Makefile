@@ -1,0 +1,32 @@
+# Four words, the same on every machine: demo, test, check, bench. Each makes .venv first when it is missing.
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+# CI sets CONSTRAINTS=constraints.txt: the exact versions that the suite last passed with.
+CONSTRAINTS ?=
+
+.PHONY: demo test check bench clean
+
+.venv/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) torch torchvision
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/medrl demo --out runs/demo --seed $(SEED)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench_step.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

@@ -1,0 +1,1 @@
+"""medrl: reinforcement learning for medical vision-language models."""

@@ -1,0 +1,55 @@
+"""What can go wrong for a user. Every message says what was given, what would do, and how to fix it.
+
+``assert`` is for our own invariants; these are for the world outside.
+"""
+
+
+class MedrlError(ValueError):
+    """Root of all errors a user can cause or cure. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class SettingsError(MedrlError):
+    """A recipe, override or argument that cannot mean anything: the words were wrong."""
+
+    exit_code = 2
+
+
+class DataError(MedrlError):
+    """A data set, row or store that cannot be read as asked."""
+
+
+class ImageError(DataError):
+    """An image that cannot be decoded."""
+
+
+class PolicyError(MedrlError):
+    """A model folder that is incomplete, or a model that cannot do what was asked."""
+
+
+class PromptTooLongError(MedrlError):
+    """A prompt that does not fit the context; image tokens are never cut to make it fit."""
+
+
+class RewardError(MedrlError):
+    """A reward that failed or gave no finite number."""
+
+
+class NonFiniteError(MedrlError):
+    """A loss, gradient or reward that is NaN or infinite; raised before any weight changes."""
+
+
+class CheckpointError(MedrlError):
+    """A checkpoint that is missing, incomplete or does not verify."""
+
+
+class RunError(MedrlError):
+    """A run or evaluation folder that is not what was expected."""
+
+
+class MissingExtraError(MedrlError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package '{package}', which is not installed: pip install 'medrl[{extra}]'")

@@ -1,0 +1,1 @@
+"""From a policy and examples to records, and from records to figures that carry their uncertainty."""

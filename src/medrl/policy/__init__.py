@@ -1,0 +1,1 @@
+"""The policy room: the model, packed streams, and log-probabilities of completions."""

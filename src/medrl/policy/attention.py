@@ -1,0 +1,118 @@
+"""The attention function that medrl registers with transformers, and who may attend to whom.
+
+transformers hands a layer's mask through untouched, so the mask slot carries one of our records instead of a tensor:
+each knows how to attend, and choosing a back end is choosing a record. A layer that gets no record (plain ``generate``
+on a model loaded by medrl) falls to causal attention, which is what a missing mask means in transformers.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from medrl.policy.layout import Layout, visible
+
+NAME = "medrl"
+
+
+class Visibility(Protocol):
+    """Who may attend to whom in one forward pass."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """(B, heads, T, D), (B, kv_heads, S, D) twice -> (B, heads, T, D)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Causal:
+    """Every token sees itself and what came before it: prefill of prompts that are padded on the right."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        key, value = share_heads(query, key), share_heads(query, value)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """An explicit mask: decoding against a cache that has holes."""
+
+    mask: Tensor
+    """(B, 1, T, S) True where a query may attend."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        batch, heads, length, width = query.shape
+        kv_heads = key.shape[1]
+        if length == 1:
+            # The query heads that share a key head become rows of one query, so no key is copied.
+            grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
+            out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=self.mask, scale=scale)
+            return out.reshape(batch, heads, 1, width)
+        key, value = share_heads(query, key), share_heads(query, value)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale)
+
+
+class DensePacked:
+    """A packed stream as padded groups under a dense mask: the oracle of the faster back ends, and good on a CPU.
+
+    Groups never attend to each other, so the (T, T) mask is only made block by block: (N, L, L) with L the longest group.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        lengths = torch.tensor(layout.group_lengths, device=layout.group.device)
+        starts = lengths.cumsum(0) - lengths
+        inside = torch.arange(int(lengths.max()), device=lengths.device)
+        self.there = inside < lengths[:, None]  # (N, L)
+        self.index = (starts[:, None] + inside).where(self.there, starts[:, None])  # (N, L), padding repeats a token
+        blocks = [visible(_group(layout, n)) for n in range(len(lengths))]
+        self.mask = torch.zeros(len(lengths), 1, len(inside), len(inside), dtype=torch.bool, device=lengths.device)
+        for n, block in enumerate(blocks):
+            self.mask[n, 0, : len(block), : len(block)] = block
+        # A padded query attends to itself, so that its softmax is finite; it is dropped again below.
+        self.mask |= torch.eye(len(inside), dtype=torch.bool, device=lengths.device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        key, value = share_heads(query, key), share_heads(query, value)
+        q, k, v = (x[0][:, self.index].transpose(0, 1) for x in (query, key, value))  # (N, heads, L, D)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=scale)
+        return out.transpose(0, 1)[:, self.there][None]  # (1, heads, T, D)
+
+
+def _group(layout: Layout, n: int) -> Layout:
+    start = sum(layout.group_lengths[:n])
+    part = slice(start, start + layout.group_lengths[n])
+    moved = {name: getattr(layout, name) for name in layout.__dataclass_fields__}
+    return Layout(**{**moved, "group": layout.group[part], "branch": layout.branch[part]})
+
+
+# Faster ones join this table; ``auto`` will choose among those that work on the device.
+BACK_ENDS: dict[str, type[DensePacked]] = {"dense": DensePacked}
+
+
+def share_heads(query: Tensor, key: Tensor) -> Tensor:
+    """Repeat key (or value) heads so that there is one per query head."""
+    groups = query.shape[1] // key.shape[1]
+    return key if groups == 1 else key.repeat_interleave(groups, dim=1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visibility | Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: (B, heads, T, D) -> (B, T, heads, D)."""
+    if attention_mask is None:
+        attention_mask = Causal()
+    elif isinstance(attention_mask, Tensor):
+        attention_mask = Masked(attention_mask)
+    return attention_mask.attend(query, key, value, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attention)

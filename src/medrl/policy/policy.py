@@ -1,0 +1,321 @@
+"""The policy: a vision-language model, its processor, and the few things training asks of them.
+
+    policy = Policy.load("Qwen/Qwen2-VL-2B-Instruct")
+    encoded = policy.encode(prompts)
+    scored = policy.logprobs(encoded, completions)      # one packed pass, image and prompt once per group
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from medrl.data.images import open_image
+from medrl.errors import PolicyError, PromptTooLongError
+from medrl.policy.attention import BACK_ENDS
+from medrl.policy.families import FAMILIES
+from medrl.policy.layout import Layout, pack
+from medrl.policy.logprobs import token_logprobs
+from medrl.settings import Settings
+from medrl.types import Prompt
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+class PolicySettings(Settings):
+    """Which model to train, and how to load it."""
+
+    model: str
+    """A folder with a Hugging Face model and processor, a hub id, or ``demo-base``."""
+    dtype: Dtype = "bfloat16"
+    """Precision of the weights in the forward pass; the optimizer keeps float32 masters."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    """Bounds on an image's area after resizing; None keeps the processor's own (the papers: 401408)."""
+    attention: Literal["dense"] = "dense"
+    """Back end of packed attention."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as the model reads it."""
+
+    id: str
+    token_ids: Tensor
+    """(P,) image placeholders expanded."""
+    positions: Tensor
+    """(3, P) rotary positions."""
+    pixels: Tensor | None
+    """(patches, patch values) of all its images."""
+    grids: Tensor
+    """(images, 3) patches in time, height, width."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first completion token, on all three axes."""
+        return int(self.positions.max()) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredCompletions:
+    """What a forward pass says of R completions."""
+
+    logprobs: Tensor
+    """(R, T) nats, with gradient."""
+    entropy: Tensor
+    """(R, T) nats, of the distribution each token was drawn from; no gradient."""
+    completion_mask: Tensor
+    """(R, T) 1 = counts."""
+
+
+class Policy:
+    """A model that completes prompts. Make one with ``Policy.load``, or from parts that are already in memory."""
+
+    def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "dense") -> None:
+        model_type = model.config.model_type
+        if model_type not in FAMILIES:
+            raise PolicyError(f"models of type {model_type!r} are not supported; supported: {', '.join(sorted(FAMILIES))}")
+        self.model = model
+        self.processor = processor
+        self.source = source
+        self.family = FAMILIES[model_type](model)
+        self.attention = attention
+        self._reference: Policy | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Dtype = "float32",
+        device: str | torch.device | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        attention: str = "dense",
+    ) -> "Policy":
+        """Open a model folder or hub id. Raises ``PolicyError`` naming what is missing."""
+        source = str(source)
+        folder = Path(source)
+        if folder.is_dir():
+            _check_folder(folder)
+        elif folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
+            raise PolicyError(f"there is no model folder {source}: give a folder that holds config.json, or a hub id")
+        config = _from_hub(AutoConfig, source)
+        if config.model_type not in FAMILIES:
+            raise PolicyError(
+                f"{source} is a model of type {config.model_type!r}; supported: {', '.join(sorted(FAMILIES))}"
+            )
+        processor = _from_hub(AutoProcessor, source)
+        _set_pixel_bounds(processor, min_pixels, max_pixels)
+        model = _from_hub(AutoModelForImageTextToText, source, dtype=getattr(torch, dtype))
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model.eval(), processor, source=source, attention=attention)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that plain transformers opens: safetensors weights, config, processor, chat template."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.using_attention("sdpa"):
+            self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.family.head.device
+
+    @property
+    def eos_token_id(self) -> int:
+        return int(self.processor.tokenizer.eos_token_id)
+
+    @property
+    def reference(self) -> "Policy":
+        """The frozen start of training, loaded again from where this policy came from."""
+        if self._reference is None:
+            if self.source is None:
+                raise PolicyError(
+                    "this policy was built in memory, so its start cannot be loaded again: "
+                    "call freeze_reference() before training, or save() it and load the folder"
+                )
+            dtype = str(self.family.head.dtype).removeprefix("torch.")
+            self._reference = Policy.load(self.source, dtype=dtype, device=self.device, attention=self.attention)  # type: ignore[arg-type]
+            self._reference.processor = self.processor
+            self._reference.model.requires_grad_(False)
+        return self._reference
+
+    def freeze_reference(self, source: str | None = None) -> None:
+        """Remember the start of training: the weights of ``source``, or a copy of the present ones."""
+        if source is not None:
+            self.source, self._reference = source, None
+            return
+        self._reference = Policy(copy.deepcopy(self.model), self.processor, attention=self.attention)
+        self._reference.model.requires_grad_(False)
+
+    def encode(self, prompts: Sequence[Prompt], *, room_tokens: int = 0) -> list[EncodedPrompt]:
+        """Tokenize prompts and prepare their images, each once.
+
+        Args:
+            room_tokens: completion tokens that must still fit into the context.
+
+        Raises:
+            PromptTooLongError: a prompt does not fit; image tokens are never cut to make it fit.
+            ImageError: an image cannot be decoded.
+        """
+        return [
+            self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images], room_tokens)
+            for prompt in prompts
+        ]
+
+    def encode_turn(self, id: str, text: str, images: Sequence[Image], room_tokens: int = 0) -> EncodedPrompt:
+        """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        turn = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        inputs = self.processor(text=[turn], images=list(images) or None, return_tensors="pt")
+        token_ids = inputs["input_ids"][0]
+        limit = self.family.context_tokens
+        if len(token_ids) + room_tokens > limit:
+            raise PromptTooLongError(
+                f"prompt {id}: {len(token_ids)} tokens and room for {room_tokens} more do not fit the context "
+                f"of {limit}: lower policy.max_pixels (its images take "
+                f"{int((token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
+            )
+        grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
+        return EncodedPrompt(
+            id=id,
+            token_ids=token_ids,
+            positions=self.family.positions(token_ids, grids),
+            pixels=inputs.get("pixel_values"),
+            grids=grids,
+        )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion; its end-of-turn token is left out, every other special token is shown."""
+        kept = [token for token in token_ids if token != self.eos_token_id]
+        return self.processor.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def tokenize(self, completion: str) -> list[int]:
+        """Token ids of a completion text, end-of-turn token included: what supervised training aims at."""
+        return [*self.processor.tokenizer(completion, add_special_tokens=False)["input_ids"], self.eos_token_id]
+
+    def layout(self, encoded: Sequence[EncodedPrompt], completions: Sequence[Sequence[Sequence[int]]]) -> Layout:
+        """The packed stream of these groups."""
+        lengths = [[len(token_ids) for token_ids in group] for group in completions]
+        return pack([prompt.positions for prompt in encoded], lengths).to(self.device)
+
+    def logprobs(
+        self,
+        encoded: Sequence[EncodedPrompt],
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float = 1.0,
+    ) -> ScoredCompletions:
+        """Log-probabilities of completions in one packed pass: every image and prompt is computed once, with gradient.
+
+        Args:
+            encoded: N prompts.
+            completions: for each prompt, the token ids of its completions; R in all, group by group.
+        """
+        layout = self.layout(encoded, completions)
+        flat = [token for group in completions for token_ids in group for token in token_ids]
+        targets = torch.tensor(flat, device=self.device)  # (M,)
+        inputs = [token for group in completions for token_ids in group for token in token_ids[:-1]]
+        embedded = self._embed_stream(encoded, torch.tensor(inputs, dtype=torch.long, device=self.device), layout)
+        visibility = BACK_ENDS[self.attention](layout)
+        hidden = self.family.hidden(embedded[None], layout.positions[:, None], visibility)[0]  # (T, H)
+        logprobs, entropy = token_logprobs(
+            hidden[layout.predictor], self.family.head, targets, temperature=temperature
+        )  # (M,)
+        return ScoredCompletions(
+            logprobs=layout.spread(logprobs),
+            entropy=layout.spread(entropy),
+            completion_mask=layout.completion_mask,
+        )
+
+    def _embed_stream(self, encoded: Sequence[EncodedPrompt], completion_ids: Tensor, layout: Layout) -> Tensor:
+        prompts = self.embed_prompts(encoded)  # (sum of P, H)
+        both = torch.cat([prompts, self.family.embed(completion_ids)])
+        places = torch.cat([layout.prompt_index, layout.completion_index])
+        return torch.empty_like(both).index_copy(0, places, both)  # (T, H)
+
+    def embed_prompts(self, encoded: Sequence[EncodedPrompt]) -> Tensor:
+        """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all."""
+        token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
+        with_images = [prompt for prompt in encoded if prompt.pixels is not None]
+        return self.family.embed_prompts(
+            token_ids,
+            [prompt.pixels for prompt in with_images if prompt.pixels is not None],
+            [prompt.grids.to(self.device) for prompt in with_images],
+        )
+
+    @contextmanager
+    def using_attention(self, implementation: str) -> Iterator[None]:
+        """Run the language model on another of transformers' attention implementations for a while."""
+        config = self.model.config.text_config
+        before = config._attn_implementation
+        config._attn_implementation = implementation
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+def load_policy(settings: PolicySettings, source: str | Path | None = None) -> Policy:
+    """The policy a recipe asks for; ``source`` replaces its weights (a checkpoint)."""
+    policy = Policy.load(
+        source or settings.model,
+        dtype=settings.dtype,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        attention=settings.attention,
+    )
+    policy.freeze_reference(settings.model)
+    if settings.freeze_vision:
+        policy.family.vision.requires_grad_(False)
+    return policy
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise PolicyError(f"{folder} is not a model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise PolicyError(f"{folder} has no weights: expected model.safetensors (pickled weights are not loaded)")
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise PolicyError(
+            f"{folder} has no processor (processor_config.json or preprocessor_config.json): copy the processor and "
+            f"tokenizer files of the base model into it, or save both with Policy.save"
+        )
+    if not (folder / "tokenizer_config.json").is_file():
+        raise PolicyError(f"{folder} has no tokenizer (tokenizer_config.json): copy the base model's tokenizer files into it")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise PolicyError(f"{folder / 'config.json'} is not JSON: {error}") from error
+
+
+def _from_hub(factory: Any, source: str, **options: Any) -> Any:
+    try:
+        return factory.from_pretrained(source, **options)
+    except OSError as error:
+        raise PolicyError(
+            f"cannot load {source!r}: it is no local folder, and the model hub did not give it "
+            f"({str(error).splitlines()[0]}). Check the name, or download it and give the folder"
+        ) from error
+
+
+def _set_pixel_bounds(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    size = dict(processor.image_processor.size)
+    if min_pixels is not None:
+        size["shortest_edge"] = min_pixels
+    if max_pixels is not None:
+        size["longest_edge"] = max_pixels
+    processor.image_processor.size = size

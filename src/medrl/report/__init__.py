@@ -1,0 +1,1 @@
+"""From runs and records to one self-contained HTML file."""

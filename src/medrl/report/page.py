@@ -1,0 +1,222 @@
+"""The report: one HTML file that needs no network, no script and no other file.
+
+What models and data sets wrote is text to be shown, never markup: the template escapes everything, invisible
+characters are spelled out, images are encoded anew, and the page's own policy forbids scripts and connections.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from medrl.errors import RunError
+from medrl.report import plots, text
+from medrl.report.gallery import RULE, Item, choose_items
+from medrl.report.tables import (
+    DomainRow,
+    Evaluation,
+    Field,
+    best_blind_name,
+    blind_of,
+    by_test_set,
+    compare_to_best_blind,
+    domain_rows,
+    evaluation_alarms,
+    headline_rows,
+    read_evaluation,
+    run_alarms,
+)
+from medrl.runs import Run, is_evaluation, is_run, write_text_atomically
+
+_FIGURES = {
+    "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
+    "well_formed", "mean_tokens", "answer_letters", "target_letters", "blind", "comparison_to_blind",
+}  # fmt: skip
+"""What a summary holds besides provenance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPart:
+    """One run as the page shows it."""
+
+    name: str
+    run: Run
+    metrics: list[dict[str, Any]]
+    checkpoints: list[str]
+
+    @property
+    def recipe_yaml(self) -> str:
+        return yaml.safe_dump(self.run.recipe, sort_keys=False, allow_unicode=True)
+
+
+def write_report(dirs: Sequence[Path], out: Path) -> Path:
+    """Write the report over run folders and evaluation folders; a run brings its evaluations along.
+
+    Raises RunError when a folder is neither, or when there is nothing to report.
+    """
+    runs, evaluations = _gather([Path(folder) for folder in dirs])
+    environment = Environment(
+        loader=PackageLoader("medrl.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: text.visible(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        percent=text.percent,
+        percent_range=text.percent_range,
+        points=text.points,
+        points_range=text.points_range,
+        p_value=text.p_value,
+        duration=text.duration,
+    )
+    test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
+    page = environment.get_template("report.html.jinja").render(
+        title=", ".join([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
+        runs=runs,
+        curves=_curves(runs),
+        test_sets=test_sets,
+        alarms=_alarms(runs, test_sets),
+        provenance=[(evaluation.name, _provenance(evaluation)) for evaluation in evaluations],
+        gallery_rule=RULE,
+        flatten=_flatten,
+    )
+    out = Path(out)
+    write_text_atomically(out, page)
+    return out
+
+
+def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:
+    runs, folders = [], {}
+    for folder in dirs:
+        if is_run(folder):
+            runs.append(_run_part(folder))
+            folders.update({path.resolve(): path for path in _evaluations_in_order(runs[-1].run)})
+        elif is_evaluation(folder):
+            folders.setdefault(folder.resolve(), folder)
+        else:
+            raise RunError(
+                f"{folder} is neither a run folder (recipe.yaml) nor a finished evaluation folder "
+                "(records.jsonl and summary.json)"
+            )
+    evaluations = [read_evaluation(path) for path in folders.values()]
+    names = Counter(evaluation.name for evaluation in evaluations)
+    evaluations = [
+        read_evaluation(evaluation.path, f"{_owner(evaluation.path)}/{evaluation.name}")
+        if names[evaluation.name] > 1
+        else evaluation
+        for evaluation in evaluations
+    ]
+    if not any(evaluation.records for evaluation in evaluations) and not any(part.metrics for part in runs):
+        given = ", ".join(map(str, dirs)) or "no folder"
+        raise RunError(f"nothing to report in {given}: no training step and no evaluation record")
+    return runs, [evaluation for evaluation in evaluations if evaluation.records]
+
+
+def _evaluations_in_order(run: Run) -> list[Path]:
+    """As they were made: the first one is what the others are compared with."""
+    evaluations = [read_evaluation(path) for path in run.evals().values()]
+    return [item.path for item in sorted(evaluations, key=lambda item: str(item.summary.get("started") or ""))]
+
+
+def _owner(path: Path) -> str:
+    path = path.resolve()
+    return path.parent.parent.name if path.parent.name == "eval" else path.parent.name
+
+
+def _run_part(folder: Path) -> RunPart:
+    run = Run.open(folder)
+    checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*") if path.is_dir())
+    return RunPart(name=folder.resolve().name, run=run, metrics=run.metrics(), checkpoints=checkpoints)
+
+
+def _curves(runs: Sequence[RunPart]) -> list[tuple[str, str, str]]:
+    metrics = [part.metrics for part in runs]
+    return [
+        (*plots.curve_title(name), plots.learning_curve(name, metrics)) for name in plots.curve_names(metrics)
+    ]
+
+
+def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
+    baselines = blind_of(evaluations)
+    best = best_blind_name(baselines)
+    rows = headline_rows(evaluations)
+    series = [(evaluation.name, f"s{index % plots.N_COLORS}") for index, evaluation in enumerate(evaluations)]
+    if best:
+        series.append((f"{best} (blind)", "blind"))
+    shown = [row for row in rows if row.kind == "evaluation" or row.best_blind]
+    overview = [(row.name, [(css, row.accuracy)]) for row, (_, css) in zip(shown, series, strict=True)]
+    domains: list[tuple[str, Field]] = [("modality", "modality"), ("question type", "question_type")]
+    store = evaluations[0].summary.get("store")
+    return {
+        "name": Path(store).name if store else evaluations[0].name,
+        "evaluations": evaluations,
+        "rows": rows,
+        "series": series,
+        "chance": evaluations[0].figures["chance"],
+        "overview": plots.dot_chart(overview, "Accuracy of each evaluation with its 95 % interval"),
+        "domains": [_domain_part(title, domain_rows(evaluations, field), series) for title, field in domains],
+        "letters": _letters(evaluations),
+        "against_blind": [compare_to_best_blind(evaluation, baselines) for evaluation in evaluations],
+        "gallery": _by_heading(choose_items(evaluations)),
+        "alarms": evaluation_alarms(evaluations),
+    }
+
+
+def _domain_part(title: str, rows: Sequence[DomainRow], series: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    groups = [
+        (f"{row.name} (n = {row.n})", [(css, accuracy) for (_, css), accuracy in zip(series, row.accuracies, strict=True)])
+        for row in rows
+    ]
+    return {"title": title, "rows": rows, "chart": plots.dot_chart(groups, f"Accuracy by {title}")}
+
+
+def _letters(evaluations: Sequence[Evaluation]) -> str:
+    """How often each letter was answered, per evaluation, and how often it is right."""
+    targets = evaluations[0].figures["target_letters"]
+    histograms = [
+        *((f"s{index % plots.N_COLORS}", item.figures["answer_letters"]) for index, item in enumerate(evaluations)),
+        ("target", targets),
+    ]
+    letters = sorted({letter for _, histogram in histograms for letter in histogram})
+    groups = [
+        (letter, [(css, histogram.get(letter, 0) / (sum(histogram.values()) or 1)) for css, histogram in histograms])
+        for letter in letters
+    ]
+    return plots.bar_chart(groups, "Share of each letter among the answers and among the targets")
+
+
+def _by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:
+    headings: dict[str, list[Item]] = {}
+    for item in items:
+        headings.setdefault(item.heading, []).append(item)
+    return headings
+
+
+def _alarms(runs: Sequence[RunPart], test_sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    alarms = [alarm for part in runs for alarm in run_alarms(part.name, part.metrics)]
+    return alarms + [alarm for test_set in test_sets for alarm in test_set["alarms"]]
+
+
+def _provenance(evaluation: Evaluation) -> dict[str, Any]:
+    return {key: value for key, value in evaluation.summary.items() if key not in _FIGURES}
+
+
+def _flatten(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, text) in their order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            rows += _flatten(value, f"{name}.")
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(map(str, value)) or text.UNKNOWN))
+        else:
+            rows.append((name, text.UNKNOWN if value in (None, "", {}) else str(value)))
+    return rows

@@ -1,0 +1,258 @@
+"""Completion text -> Answer: the only parser, for rewards and for evaluation alike.
+
+    completion -> tags -> the region its mode allows -> one answer block -> readings -> a letter, or why not
+
+The reading is closed-world. A letter comes out only when the block as a whole is a letter, an option's text, or both in
+agreement. Nothing is searched for inside words or sentences, so "none" holds no E and "normal" no "no"; two readings
+that differ are no reading. Every step is linear in the length of the text.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medrl.errors import RewardError, SettingsError
+from medrl.rewards.option_text import (
+    ARTICLE,
+    LABEL,
+    clean,
+    is_forgiven,
+    options_as_written,
+    options_named,
+    same_text,
+    trim,
+    words_of,
+)
+from medrl.types import LETTERS, MODES, Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was read out of a completion."""
+
+    letter: str | None
+    """Letter of the option that was chosen; None: unreadable, which counts as wrong."""
+    raw: str = ""
+    """Text inside the answer block, as written."""
+    problem: str = ""
+    """Why there is no letter, in a few words; empty when there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One ``<think>``, ``</think>``, ``<answer>`` or ``</answer>`` of a completion, in any case."""
+
+    name: str
+    """Lower case, with its slash: ``think``, ``/think``, ``answer`` or ``/answer``."""
+    start: int
+    end: int
+    """Characters ``text[start:end]`` are the tag."""
+
+
+_TAG = re.compile(r"(?ai)<(/?(?:think|answer))>")
+
+
+def find_tags(text: str) -> list[Tag]:
+    """All think and answer tags of ``text``, in order."""
+    return [Tag(match[1].lower(), match.start(), match.end()) for match in _TAG.finditer(text)]
+
+
+def parse_answer(text: str, options: Sequence[str], mode: Mode) -> Answer:
+    """The option a completion chose.
+
+    In ``think`` and ``no_think`` the answer stands after the last ``</think>``, in ``think_after`` before the first
+    think tag; exactly one ``<answer>...</answer>`` must stand there. A bare letter that is offered always means that
+    option, even where another option's text is that letter. Never raises on any ``text``; raises `RewardError` for more
+    than ten options and `SettingsError` for an unknown mode.
+    """
+    if mode not in MODES:
+        raise SettingsError(f"there is no mode {mode!r}; the modes are {', '.join(MODES)}")
+    if len(options) > len(LETTERS):
+        raise RewardError(
+            f"{len(options)} options were given, but letters reach only {len(LETTERS)} (A to {LETTERS[-1]})"
+        )
+    raw, problem = _find_block(text, mode)
+    if problem:
+        return Answer(letter=None, problem=problem)
+    index, problem = _read_block(raw, options)
+    return Answer(letter=None if index is None else LETTERS[index], raw=raw, problem=problem)
+
+
+# ---- where the answer stands ---------------------------------------------------------------------------------------
+
+
+def _find_block(text: str, mode: Mode) -> tuple[str, str]:
+    """The text of the one answer block, or ``""`` and the problem."""
+    tags = find_tags(text)
+    region = _tags_before_reasoning(tags) if mode == "think_after" else _tags_after_reasoning(tags)
+    blocks = [tag for tag in region if tag.name in ("answer", "/answer")]
+    names = [tag.name for tag in blocks]
+    if blocks and any(tag.name == "think" and tag.start < blocks[-1].start for tag in region):
+        return "", "answer inside the reasoning"
+    if names == ["answer", "/answer"]:
+        return text[blocks[0].end : blocks[1].start], ""
+    if names.count("answer") > 1 or names.count("/answer") > 1:
+        return "", "several answer blocks"
+    if "answer" in names:
+        return "", "answer block is not closed"
+    if "/answer" in names:
+        return "", "answer block is not opened"
+    if any(tag.name == "answer" for tag in tags):
+        return (
+            "",
+            "answer is not before the reasoning" if mode == "think_after" else "answer is not after the reasoning",
+        )
+    return "", "no answer block"
+
+
+def _tags_after_reasoning(tags: list[Tag]) -> list[Tag]:
+    closed = [position for position, tag in enumerate(tags) if tag.name == "/think"]
+    return tags[closed[-1] + 1 :] if closed else tags
+
+
+def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
+    reasoning = [position for position, tag in enumerate(tags) if tag.name in ("think", "/think")]
+    return tags[: reasoning[0]] if reasoning else tags
+
+
+# ---- what the block says -------------------------------------------------------------------------------------------
+
+_LEAD_IN = re.compile(
+    r"""[\s*_#"'`(\[]*(?:
+        (?:(?:so|thus|therefore|hence),?\s)? (?:(?:the|my)\s)? (?:(?:final|correct|right|best)\s)?
+            (?:answer|ans|option|choice|letter)(?![^\W_]) (?:\s(?:is|would\sbe|should\sbe)(?![^\W_]))?
+      | (?:it|this|that)\sis(?![^\W_]) | i\s(?:choose|pick|select)(?![^\W_])
+      | (?:正确|正確)?的?(?:答案|选项|選項|选择|選擇|选|選|答え|正解)(?:是|为|為|は)?
+      | \$*\\(?:boxed|text|textbf|mathrm|mathbf)\{
+    )[\s:=*]*(?:-\s)?""",
+    re.VERBOSE,
+)
+_LAST_LETTER = re.compile(
+    r"""(?: [\s,;:]*[(\[]\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])\s?[)\]]
+          | (?:[,;:=]|\s-|\n)\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z]) )[\s.!*_"'`]*\Z""",
+    re.VERBOSE,
+)
+_LAST_LETTER_CHARS = 32
+
+
+def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
+    """Index of the option the block names, or None and the problem.
+
+    All readings are collected: the block as an option's text, as ``letter text`` and as ``text (letter)``. An option is
+    chosen when the readings that make sense all name the same one.
+    """
+    text = clean(raw)
+    if not text:
+        return None, "empty answer"
+    letter = _bare_letter(text)
+    if letter is not None and letter < len(options):
+        return letter, ""
+    body = _strip_lead_in(text)
+    # As written beats any lead-in: "It is normal" may be one option and "Normal" another.
+    readings = set(options_as_written(raw, options) or options_named(text, options) + _options_said(body, options))
+    readings.update(_letter_then_text(body, options), _text_then_letter(body, options))
+    if len(readings) == 1:
+        return readings.pop(), ""
+    return None, "names several options" if readings else _say_why_unreadable(body, options)
+
+
+def _options_said(text: str, options: Sequence[str]) -> list[int]:
+    """Options that ``text`` names by a letter alone or by their text alone."""
+    letter = _bare_letter(text)
+    if letter is not None and letter < len(options):
+        return [letter]
+    return options_named(text, options)
+
+
+def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
+    """The option of a text like ``C) CT`` whose letter and text agree."""
+    split = _split_first_letter(text)
+    if split is None or split[0] >= len(options):
+        return []
+    letter, rest = split
+    bodies = {rest, rest.lstrip(")].:,"), _strip_lead_in(rest)}
+    return [letter] if any(_agrees(letter, body.strip(), options) for body in bodies) else []
+
+
+def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
+    """The option of a text like ``CT (C)`` whose letter and text agree."""
+    split = _split_last_letter(text)
+    if split is None or split[0] >= len(options):
+        return []
+    letter, rest = split
+    return [letter] if _agrees(letter, rest, options) else []
+
+
+def _agrees(letter: int, text: str, options: Sequence[str]) -> bool:
+    return same_text(text, options[letter]) or letter in _options_said(text, options)
+
+
+def _bare_letter(text: str) -> int | None:
+    """Position in the alphabet of a text that is one letter and forgiven punctuation; may lie beyond the options."""
+    text = trim(text)
+    return ord(text) - ord("a") if len(text) == 1 and "a" <= text <= "z" else None
+
+
+def _split_first_letter(text: str) -> tuple[int, str] | None:
+    start = next((i for i, char in enumerate(text) if not is_forgiven(char)), len(text))
+    letter, rest = text[start : start + 1], text[start + 1 :]
+    if not ("a" <= letter <= "z") or not rest:
+        return None
+    # Scripts written without spaces put the text right behind the letter ("C肺炎"); Latin text there makes it a word.
+    if rest[0].isalnum() and rest[0] < "\u2e80":
+        return None
+    return ord(letter) - ord("a"), rest
+
+
+def _split_last_letter(text: str) -> tuple[int, str] | None:
+    offset = max(0, len(text) - _LAST_LETTER_CHARS)
+    match = _LAST_LETTER.search(text, offset)
+    if match is None or match.start() == 0:
+        return None
+    return ord(match[1] or match[2]) - ord("a"), text[: match.start()]
+
+
+def _strip_lead_in(text: str) -> str:
+    """``text`` without up to three openings such as ``The answer is`` or ``Option``."""
+    for _ in range(3):
+        match = _LEAD_IN.match(text)
+        if match is None or match.end() == len(text):
+            break
+        text = text[match.end() :]
+    return text
+
+
+# ---- why there is no letter ----------------------------------------------------------------------------------------
+
+_ABSTENTIONS = re.compile(
+    r"""(?: none | neither | nothing | unknown | unsure | unclear | uncertain | undetermined | impossible | n\ a | na
+          | no\ answer | no\ idea | not\ enough | insufficient | all\ of\ the\ above | 不知道 | 无法.* | 不确定
+          | (?:i\ |we\ )?(?:am\ |m\ )?(?:not\ sure|not\ certain|not\ able|unsure|uncertain|unable|sorry)
+          | (?:i\ |we\ |it\ )?(?:cannot|can\ t|can\ not|could\ not|do\ not|don\ t)
+        )(?![^\W_])""",
+    re.VERBOSE,
+)
+
+
+def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
+    words = words_of(body)
+    plain = " ".join(words)
+    if not words:
+        return "empty answer"
+    if _ABSTENTIONS.match(plain):
+        return "abstained"
+    letters = {word for word in words if len(word) == 1 and "a" <= word < chr(ord("a") + len(options))}
+    texts = [
+        option for option in options if (inside := " ".join(words_of(clean(option)))) and f" {inside} " in f" {plain} "
+    ]
+    if len(letters - {"a"}) > 1 or ("a" in letters and len(letters) > 1) or len(texts) > 1:
+        return "names several options"
+    letter = _bare_letter(body)
+    split = _split_first_letter(body) if LABEL.match(body) else None
+    split = split or _split_last_letter(body) or (None if ARTICLE.match(body) else _split_first_letter(body))
+    index = letter if letter is not None else split[0] if split else None
+    if index is None:
+        return "no option has this text"
+    if index >= len(options):
+        return f"letter {chr(ord('A') + index)} is not offered"
+    return "letter and text disagree"

@@ -1,0 +1,1 @@
+"""The rollout room: prompts -> completions -> scored groups."""

@@ -1,0 +1,55 @@
+"""Examples -> scored groups: the one place where policy and reward meet."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from medrl.errors import NonFiniteError
+from medrl.policy.policy import Policy
+from medrl.rollout.engine import generate
+from medrl.rollout.sampling import Sampling
+from medrl.types import Completion, Example, Group, Groups, Prompt, Reward, Rollout, Score
+
+Ask = Callable[[Example], Prompt]
+"""Example -> prompt, with mode and template already chosen."""
+
+
+def collect(
+    policy: Policy,
+    examples: Sequence[Example],
+    ask: Ask,
+    reward: Reward,
+    sampling: Sampling,
+    *,
+    group_size: int,
+    seed: int,
+    step: int,
+) -> Groups:
+    """Complete each example's prompt ``group_size`` times and score the completions.
+
+    Raises ``NonFiniteError`` naming the example when a reward is NaN or infinite.
+    """
+    prompts = [ask(example) for example in examples]
+    completions = generate(policy, prompts, sampling, group_size=group_size, seed=seed, step=step)
+    return Groups(
+        tuple(
+            Group(
+                example=example,
+                prompt=prompt,
+                rollouts=tuple(
+                    Rollout(completion=completion, score=score(reward, example, completion)) for completion in group
+                ),
+            )
+            for example, prompt, group in zip(examples, prompts, completions, strict=True)
+        )
+    )
+
+
+def score(reward: Reward, example: Example, completion: Completion) -> Score:
+    """``reward(example, completion)``, checked to be a finite number."""
+    result = reward(example, completion)
+    if not math.isfinite(result.value):
+        raise NonFiniteError(
+            f"the reward of example {example.id} is {result.value} (parts {result.parts}) for the completion "
+            f"{completion.text!r}: a reward must be a finite number"
+        )
+    return result

@@ -1,0 +1,312 @@
+"""The run folder and the evaluation folder: their only reader and writer.
+
+A run folder                                    An evaluation folder
+    recipe.yaml      settings as resolved           records.jsonl   one EvalRecord per line
+    provenance.json  where it came from             summary.json    figures computed from the records
+    metrics.jsonl    one row per step
+    rollouts.jsonl   one row per completion
+    checkpoints/     eval/<name>/
+
+Logs are JSON lines. A process killed while writing leaves at most one torn line, at the end: reading ignores it and
+the next append cuts it off. Files that are replaced (recipe, provenance, summary) are replaced whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medrl.errors import RunError
+from medrl.types import EvalRecord
+
+RECIPE = "recipe.yaml"
+PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts.jsonl"
+RECORDS = "records.jsonl"
+SUMMARY = "summary.json"
+LOGS = (METRICS, ROLLOUTS)
+
+
+class Run:
+    """One training run on disk. Make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, recipe: dict[str, Any], provenance: dict[str, Any]) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.provenance = provenance
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> "Run":
+        """Start a run in a folder that is new or empty.
+
+        Raises RunError when the folder already holds a run, or anything else.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; a run needs a folder: choose another --out")
+        if (path / RECIPE).exists():
+            raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
+        # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
+        other = sorted(entry.name for entry in path.iterdir() if entry.name != PROVENANCE) if path.exists() else []
+        if other:
+            shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
+            raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(path / PROVENANCE, provenance)
+        plain_recipe = json.loads(_to_json(recipe, path / RECIPE))
+        text = yaml.safe_dump(plain_recipe, sort_keys=False, allow_unicode=True)
+        write_text_atomically(path / RECIPE, text)  # last: its presence is what makes the folder a run
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open an existing run.
+
+        Raises RunError when the folder is not a run or its recipe or provenance cannot be read.
+        """
+        path = Path(path)
+        if not is_run(path):
+            raise RunError(f"not a run folder: {path} has no {RECIPE}")
+        try:
+            recipe = yaml.safe_load((path / RECIPE).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{path / RECIPE} is not valid YAML: {error}") from error
+        if not isinstance(recipe, dict):
+            raise RunError(f"{path / RECIPE} holds no settings; expected lines of the form 'name: value'")
+        provenance = _read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
+        return cls(path, recipe, provenance)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints; it exists once there is one."""
+        return self.path / "checkpoints"
+
+    def update_provenance(self, **facts: Any) -> None:
+        """Add or replace facts, e.g. ``seconds=412.0``."""
+        self.provenance = {**self.provenance, **facts}
+        write_json_atomically(self.path / PROVENANCE, self.provenance)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add the row of one step. A metric that does not exist in this step is left out, or None; never NaN."""
+        _append_lines(self.path / METRICS, [row])
+
+    def append_rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add one row per completion."""
+        _append_lines(self.path / ROLLOUTS, rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows, oldest first."""
+        return list(_read_lines(self.path / METRICS))
+
+    def rollouts(self) -> Iterator[dict[str, Any]]:
+        """All rows, oldest first, read one by one: the file can be large."""
+        return _read_lines(self.path / ROLLOUTS)
+
+    def offsets(self) -> dict[str, int]:
+        """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
+        return {name: _synced_size(self.path / name) for name in LOGS}
+
+    def truncate(self, offsets: Mapping[str, int]) -> None:
+        """Cut the logs back to where they were at a checkpoint, so that a resumed run writes no line twice.
+
+        Raises RunError, before anything is cut, when a log is shorter than it was then.
+        """
+        for name in LOGS:
+            file = self.path / name
+            size = file.stat().st_size if file.exists() else 0
+            if size < offsets[name]:
+                raise RunError(
+                    f"{file} has {size} bytes but had {offsets[name]} when the checkpoint was saved: part of the log "
+                    "was lost; restore it, or start anew with another --out"
+                )
+        for name in LOGS:
+            if (self.path / name).exists():
+                with (self.path / name).open("r+b") as stream:
+                    stream.truncate(offsets[name])
+                    os.fsync(stream.fileno())
+
+    def evals(self) -> dict[str, Path]:
+        """Folder of each finished evaluation under ``eval/``, by name."""
+        return {file.parent.name: file.parent for file in sorted((self.path / "eval").glob(f"*/{SUMMARY}"))}
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder holds a run."""
+    return (path / RECIPE).is_file()
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether the folder holds a finished evaluation."""
+    return (path / RECORDS).is_file() and (path / SUMMARY).is_file()
+
+
+def append_records(path: Path, records: Iterable[EvalRecord]) -> None:
+    """Add records to ``records.jsonl`` (the file, or the evaluation folder that holds it)."""
+    _append_lines(_records_file(path), (dataclasses.asdict(record) for record in records))
+
+
+def read_records(path: Path) -> list[EvalRecord]:
+    """Read the records of an evaluation folder (or of its ``records.jsonl``), in the order written.
+
+    Raises RunError when there is no such file, or naming file and line when a line is broken.
+    """
+    file = _records_file(path)
+    if not file.is_file():
+        raise RunError(f"not an evaluation folder: {file} does not exist; 'medrl eval' writes it")
+    return [_to_record(row, file, line) for line, row in enumerate(_read_lines(file), start=1)]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read ``summary.json`` of an evaluation folder. Raises RunError when it is missing or broken."""
+    file = Path(path) / SUMMARY
+    if not file.is_file():
+        raise RunError(f"not a finished evaluation: {path} has no {SUMMARY}; run 'medrl eval' again to finish it")
+    return _read_json(file)
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Replace a JSON file whole or not at all, also across a crash. Raises RunError for NaN and infinity."""
+    write_text_atomically(path, _to_json(value, path, indent=2) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file whole or not at all, also across a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The new name itself must reach the disk, or a power cut brings the old file back.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _to_json(value: Any, path: Path, indent: int | None = None) -> str:
+    """Keys keep the order they were given in. Paths become text; anything else JSON does not know is an error.
+
+    Written as ASCII: model output may hold lone surrogates, which UTF-8 cannot.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent, default=_plain)
+    except ValueError as error:  # NaN or infinity: other programs could not read the file
+        name = _first_non_finite(value, "")
+        raise RunError(f"{path.name}: {name or 'a value'} is not finite; leave it out, or write None") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON; convert it to a plain number or text first")
+
+
+def _first_non_finite(value: Any, name: str) -> str:
+    """Dotted name of the first NaN or infinity in a nested value; empty when there is none."""
+    if isinstance(value, float):
+        return f"{name} = {value}" if value != value or value in (float("inf"), float("-inf")) else ""
+    if isinstance(value, Mapping):
+        children: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        children = enumerate(value)
+    else:
+        return ""
+    found = (_first_non_finite(child, f"{name}.{key}" if name else str(key)) for key, child in children)
+    return next(filter(None, found), "")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also UnicodeDecodeError
+        raise RunError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{file} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def _append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append in one write and hand it to the operating system: it then survives the death of this process."""
+    data = "".join(_to_json(row, file) + "\n" for row in rows).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as stream:
+        _mend_last_line(stream)
+        stream.write(data)
+
+
+def _mend_last_line(stream: Any) -> None:
+    """Cut off a torn last line; a whole one that lacks only its line end gets it."""
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    stream.seek(size - 1)
+    if stream.read(1) == b"\n":
+        return
+    stream.seek(0)
+    last = stream.read().rpartition(b"\n")[2]  # rare: only after a kill
+    if _parse_line(last) is None:
+        stream.truncate(size - len(last))
+    else:
+        stream.write(b"\n")
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object on a line; None when it is torn, which always shows: no proper prefix of an object is an object."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # also UnicodeDecodeError
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            row = _parse_line(line)
+            if row is not None:
+                yield row
+            elif line.endswith(b"\n"):
+                raise RunError(f"{file} line {number} is not a JSON object: {line[:60]!r}; restore or remove that line")
+
+
+def _synced_size(file: Path) -> int:
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_size
+
+
+def _records_file(path: Path) -> Path:
+    return path if path.suffix == ".jsonl" else path / RECORDS
+
+
+def _to_record(row: dict[str, Any], file: Path, line: int) -> EvalRecord:
+    names = {field.name for field in dataclasses.fields(EvalRecord)}
+    required = names - {"option_probs"}
+    if not required <= row.keys() <= names:
+        missing, unknown = sorted(required - row.keys()), sorted(row.keys() - names)
+        raise RunError(f"{file} line {line} is not an evaluation record: missing {missing}, unknown {unknown}")
+    probs = row.get("option_probs")
+    return EvalRecord(
+        **{
+            **row,
+            "images": tuple(row["images"]),
+            "options": tuple(row["options"]),
+            "option_probs": None if probs is None else tuple(probs),
+        }
+    )

@@ -1,0 +1,174 @@
+"""The records that travel between the rooms. Everything imports this module; it imports nothing of ours.
+
+    Example -> Prompt -> Completion -> Score -> Rollout -> Group -> Groups -> (training)
+                                                                  EvalRecord -> (evaluation, report)
+
+All are frozen: a stage makes new records, it never edits what it was given.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Mode = Literal["think", "no_think", "think_after"]
+"""The form of completion asked for: reasoning then answer, answer only, answer then reasoning."""
+
+MODES: tuple[Mode, ...] = ("think", "no_think", "think_after")
+LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of a data set: image(s), a question, its options and the right one."""
+
+    id: str
+    """Unique within its data set."""
+    source: str
+    """Name of the data set the row came from, e.g. ``Chest CT Scan``."""
+    images: tuple[Path, ...]
+    """Image files, in the order the question speaks of them."""
+    question: str
+    options: tuple[str, ...]
+    """Option texts, without their letters; option ``i`` has letter ``LETTERS[i]``."""
+    target: str
+    """Letter of the right option."""
+    modality: str = "unknown"
+    question_type: str = "unknown"
+    patient: str | None = None
+    """Pseudonymous key of the patient, volume or region that examples may share; None when unknown."""
+
+    @property
+    def target_text(self) -> str:
+        """Text of the right option."""
+        return self.options[LETTERS.index(self.target)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the policy reads: one user turn with the images first and the text after them."""
+
+    id: str
+    """The example's id."""
+    text: str
+    """Text of the user turn, data already neutralised; the chat template is the policy's business."""
+    images: tuple[Path, ...]
+    mode: Mode
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over mode, text and image names: tells whether two records answered the same prompt."""
+        parts = "\0".join([self.mode, self.text, *(image.name for image in self.images)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the policy wrote for one prompt."""
+
+    text: str
+    """Decoded without the end-of-turn token; other special tokens are kept, they are part of what was written."""
+    token_ids: tuple[int, ...]
+    """(T,) sampled tokens, the end-of-turn token included when there was one."""
+    finish_reason: Literal["stop", "length"]
+    """``stop``: the policy ended its turn; ``length``: the token limit cut it off."""
+    mode: Mode = "think"
+    """The form its prompt asked for."""
+    sampling_logprobs: tuple[float, ...] = ()
+    """(T,) nats, of each token as the sampler saw it (temperature applied, top-k and top-p not)."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a reward says of one completion."""
+
+    value: float
+    parts: dict[str, float] = field(default_factory=dict)
+    """Unweighted value of each part, by the name of its function."""
+    answer: str | None = None
+    """Letter that was read from the completion; None when it could not be read."""
+    explanation: str = ""
+    """One sentence: why this value."""
+
+
+Reward = Callable[[Example, Completion], Score]
+"""A reward is a pure function. A malformed completion is worth little; a malformed example is an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One scored completion."""
+
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rollouts of one prompt: what advantages are computed over."""
+
+    example: Example
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of one step, in the sampler's order."""
+
+    items: tuple[Group, ...]
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def rewards(self) -> list[list[float]]:
+        """(N, G) reward of every rollout."""
+        return [[rollout.score.value for rollout in group.rollouts] for group in self.items]
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """(N * G,) all rollouts, group by group."""
+        return [rollout for group in self.items for rollout in group.rollouts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRecord:
+    """One line of ``records.jsonl``: all that any figure about an evaluation is computed from."""
+
+    id: str
+    source: str
+    modality: str
+    question_type: str
+    patient: str | None
+    images: tuple[str, ...]
+    """Image paths relative to the store: the clusters of the bootstrap, and what the report shows."""
+    question: str
+    options: tuple[str, ...]
+    mode: Mode
+    prompt_hash: str
+    completion: str
+    finish_reason: Literal["stop", "length"]
+    answer: str | None
+    """Letter read from the completion; None: unreadable, counted as wrong."""
+    target: str
+    correct: bool
+    parts: dict[str, float]
+    """Unweighted reward parts, e.g. ``{"choice_correct": 1.0, "well_formed": 1.0}``."""
+    tokens: int
+    """Completion length in tokens."""
+    option_probs: tuple[float, ...] | None = None
+    """Probability of each option where it was scored; None where it was not."""
+
+
+def image_cluster(images: Sequence[str | Path]) -> str:
+    """Key under which questions about the same image(s) belong together."""
+    return "|".join(str(image) for image in images)
