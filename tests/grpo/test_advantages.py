@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrl.errors import NonFiniteError, RewardError
@@ -43,6 +43,7 @@ def test_a_group_does_not_see_the_others():
     assert torch.equal(both[:1], group_advantages([[1.0, 0.0]]))
 
 
+@settings(deadline=None)
 @given(groups)
 def test_advantages_agree_with_numpy(rewards):
     table = np.array(rewards)
@@ -50,11 +51,13 @@ def test_advantages_agree_with_numpy(rewards):
     np.testing.assert_allclose(group_advantages(rewards).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(groups)
 def test_the_advantages_of_a_group_sum_to_zero(rewards):
     assert group_advantages(rewards).sum(dim=1).abs().max() < 1e-7
 
 
+@settings(deadline=None)
 @given(groups, st.floats(-10, 10))
 def test_a_bonus_for_all_changes_nothing(rewards, bonus):
     shifted = [[reward + bonus for reward in group] for group in rewards]

@@ -13,8 +13,8 @@ from medrl.grpo import GRPO, REDUCTIONS
         ),
         (
             {"kl_coef": -0.1},
-            "kl_coef is -0.1, but it must be at least 0: a negative weight would push the policy away from the reference "
-            "(0 trains without a reference)",
+            "kl_coef is -0.1, but it must be at least 0: a negative weight would push the policy away from the "
+            "reference (0 trains without a reference)",
         ),
         ({"clip_low": 1.5}, "clip_low is 1.5, but it must be above 0 and at most 1: a ratio is never negative"),
         ({"clip_high": 0}, "clip_high is 0, but it must be above 0: otherwise no completion is ever reinforced"),

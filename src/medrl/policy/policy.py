@@ -7,6 +7,7 @@
 
 import copy
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from medrl.settings import Settings
 from medrl.types import Prompt
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+REMEMBERED_PIXEL_BYTES = 256 * 2**20
 
 
 class PolicySettings(Settings):
@@ -61,6 +63,10 @@ class EncodedPrompt:
     """(images, 3) patches in time, height, width."""
 
     @property
+    def pixel_bytes(self) -> int:
+        return 0 if self.pixels is None else self.pixels.nbytes
+
+    @property
     def next_position(self) -> int:
         """Position of the first completion token, on all three axes."""
         return int(self.positions.max()) + 1
@@ -91,6 +97,7 @@ class Policy:
         self.family = FAMILIES[model_type](model)
         self.attention = attention
         self._reference: Policy | None = None
+        self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
 
     @classmethod
     def load(
@@ -169,12 +176,29 @@ class Policy:
             PromptTooLongError: a prompt does not fit; image tokens are never cut to make it fit.
             ImageError: an image cannot be decoded.
         """
-        return [
-            self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images], room_tokens)
-            for prompt in prompts
-        ]
+        encoded = [self._encoded.get(_key(prompt)) or self._encode(prompt) for prompt in prompts]
+        for prompt in encoded:
+            self._check_fits(prompt, room_tokens)
+        return encoded
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image], room_tokens: int = 0) -> EncodedPrompt:
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Encode and remember: a step reads its prompts twice, for the rollouts and for the update."""
+        encoded = self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images])
+        self._encoded[_key(prompt)] = encoded
+        while len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES:
+            self._encoded.popitem(last=False)
+        return encoded
+
+    def _check_fits(self, prompt: EncodedPrompt, room_tokens: int) -> None:
+        limit, length = self.family.context_tokens, len(prompt.token_ids)
+        if length + room_tokens > limit:
+            raise PromptTooLongError(
+                f"prompt {prompt.id}: {length} tokens and room for {room_tokens} more do not fit the context of "
+                f"{limit}: lower policy.max_pixels (its images take "
+                f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
+            )
+
+    def encode_turn(self, id: str, text: str, images: Sequence[Image]) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         turn = self.processor.apply_chat_template(
@@ -182,13 +206,6 @@ class Policy:
         )
         inputs = self.processor(text=[turn], images=list(images) or None, return_tensors="pt")
         token_ids = inputs["input_ids"][0]
-        limit = self.family.context_tokens
-        if len(token_ids) + room_tokens > limit:
-            raise PromptTooLongError(
-                f"prompt {id}: {len(token_ids)} tokens and room for {room_tokens} more do not fit the context "
-                f"of {limit}: lower policy.max_pixels (its images take "
-                f"{int((token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
-            )
         grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return EncodedPrompt(
             id=id,
@@ -257,6 +274,11 @@ class Policy:
             [prompt.grids.to(self.device) for prompt in with_images],
         )
 
+    def restore(self, folder: Path) -> None:
+        """Take the weights of a checkpoint of this model."""
+        saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
+        self.model.load_state_dict(saved.state_dict())
+
     @contextmanager
     def using_attention(self, implementation: str) -> Iterator[None]:
         """Run the language model on another of transformers' attention implementations for a while."""
@@ -282,6 +304,10 @@ def load_policy(settings: PolicySettings, source: str | Path | None = None) -> P
     if settings.freeze_vision:
         policy.family.vision.requires_grad_(False)
     return policy
+
+
+def _key(prompt: Prompt) -> str:
+    return "\0".join([prompt.text, *map(str, prompt.images)])
 
 
 def _check_folder(folder: Path) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from medrl.report.tables import Evaluation
 from medrl.types import LETTERS, EvalRecord
 
@@ -94,8 +97,6 @@ def embed_image(store: Path | None, name: str) -> Picture:
         return Picture(problem="the image lies outside its store")
     if not file.is_file():
         return Picture(problem="the image is no longer in its store")
-    from PIL import Image  # here: the tables of this room are also used where no image is shown
-
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -112,15 +113,11 @@ def embed_image(store: Path | None, name: str) -> Picture:
     return Picture(uri=uri, width=small.width, height=small.height)
 
 
-def _eight_bit(image):  # noqa: ANN001, ANN202  (PIL is imported late)
+def _eight_bit(image: Image.Image) -> Image.Image:
     """RGB or gray with 8 bits: 16-bit gray is stretched over its range, transparency laid on black."""
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        import numpy as np
-
         pixels = np.asarray(image, dtype=np.float64)
         low, high = pixels.min(), pixels.max()
-        from PIL import Image
-
         return Image.fromarray(((pixels - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
     return image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
 
@@ -145,9 +142,7 @@ def _take_turns(queues: dict[str, list[EvalRecord]], total: int) -> dict[str, li
     return taken
 
 
-def _item(
-    kind: str, heading: str, before: EvalRecord, after: EvalRecord, evaluations: Sequence[Evaluation]
-) -> Item:
+def _item(kind: str, heading: str, before: EvalRecord, after: EvalRecord, evaluations: Sequence[Evaluation]) -> Item:
     first, last = evaluations[0], evaluations[-1]
     store = first.summary.get("store")
     answered = [_answered(first.name, before)]

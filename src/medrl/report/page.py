@@ -4,6 +4,7 @@ What models and data sets wrote is text to be shown, never markup: the template 
 characters are spelled out, images are encoded anew, and the page's own policy forbids scripts and connections.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from medrl.errors import RunError
 from medrl.report import plots, text
@@ -31,7 +31,7 @@ from medrl.report.tables import (
     read_evaluation,
     run_alarms,
 )
-from medrl.runs import Run, is_evaluation, is_run, write_text_atomically
+from medrl.runs import Run, is_evaluation, is_run, read_summary, write_text_atomically
 
 _FIGURES = {
     "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
@@ -108,7 +108,7 @@ def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:
     evaluations = [read_evaluation(path) for path in folders.values()]
     names = Counter(evaluation.name for evaluation in evaluations)
     evaluations = [
-        read_evaluation(evaluation.path, f"{_owner(evaluation.path)}/{evaluation.name}")
+        dataclasses.replace(evaluation, name=f"{_owner(evaluation.path)}/{evaluation.name}")
         if names[evaluation.name] > 1
         else evaluation
         for evaluation in evaluations
@@ -121,8 +121,7 @@ def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:
 
 def _evaluations_in_order(run: Run) -> list[Path]:
     """As they were made: the first one is what the others are compared with."""
-    evaluations = [read_evaluation(path) for path in run.evals().values()]
-    return [item.path for item in sorted(evaluations, key=lambda item: str(item.summary.get("started") or ""))]
+    return sorted(run.evals().values(), key=lambda path: str(read_summary(path).get("started") or ""))
 
 
 def _owner(path: Path) -> str:
@@ -138,9 +137,7 @@ def _run_part(folder: Path) -> RunPart:
 
 def _curves(runs: Sequence[RunPart]) -> list[tuple[str, str, str]]:
     metrics = [part.metrics for part in runs]
-    return [
-        (*plots.curve_title(name), plots.learning_curve(name, metrics)) for name in plots.curve_names(metrics)
-    ]
+    return [(*plots.curve_title(name), plots.learning_curve(name, metrics)) for name in plots.curve_names(metrics)]
 
 
 def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
@@ -171,7 +168,10 @@ def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
 
 def _domain_part(title: str, rows: Sequence[DomainRow], series: Sequence[tuple[str, str]]) -> dict[str, Any]:
     groups = [
-        (f"{row.name} (n = {row.n})", [(css, accuracy) for (_, css), accuracy in zip(series, row.accuracies, strict=True)])
+        (
+            f"{row.name} (n = {row.n})",
+            [(css, accuracy) for (_, css), accuracy in zip(series, row.accuracies, strict=True)],
+        )
         for row in rows
     ]
     return {"title": title, "rows": rows, "chart": plots.dot_chart(groups, f"Accuracy by {title}")}

@@ -33,6 +33,11 @@ CURVES: dict[str, tuple[str, str]] = {
 """Metric -> title and unit; the order of the charts. Reward parts follow the reward."""
 
 
+def run_color(index: int) -> int:
+    """Color class number of a run: the first run looks like the second evaluation, which is usually its result."""
+    return (index + 1) % N_COLORS
+
+
 def curve_names(metrics: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
     """The metrics worth a chart that at least one run has, in the order to show them."""
     present = {name for rows in metrics for row in rows for name, value in row.items() if value is not None}
@@ -78,12 +83,12 @@ def learning_curve(name: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> st
             coordinates = " ".join(
                 f"{_position(step, x_low, x_high)},{_position(value, y_high, y_low)}" for step, value in shown
             )
-            body.append(f'<polyline class="{css} s{index % N_COLORS}" points="{coordinates}"/>')
+            body.append(f'<polyline class="{css} s{run_color(index)}" points="{coordinates}"/>')
     body.append("</svg>")
     for index, line in enumerate(lines):
         if len(line) == 1:  # a line of one point has no length
             x, y = _position(line[0][0], x_low, x_high), _position(line[0][1], y_high, y_low)
-            body.append(f'<circle class="dot s{index % N_COLORS}" cx="{x}%" cy="{y}%" r="4"/>')
+            body.append(f'<circle class="dot s{run_color(index)}" cx="{x}%" cy="{y}%" r="4"/>')
     label = f"{title}, {unit}, over {len(set(steps))} steps, from {_number(values[0])} to {_number(values[-1])}"
     return _svg(body, label, height=150)
 

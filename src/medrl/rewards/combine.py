@@ -72,8 +72,8 @@ def from_weights(weights: Mapping[str, float]) -> WeightedReward:
     for name in weights:
         if name not in PARTS:
             near = difflib.get_close_matches(str(name), PARTS, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else "choose from"
-            raise SettingsError(f"there is no reward part '{name}'; {hint} (parts: {', '.join(sorted(PARTS))})")
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(sorted(PARTS))}"
+            raise SettingsError(f"there is no reward part '{name}'; {hint}")
     return weighted(*((weight, PARTS[name]) for name, weight in weights.items()))
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from rapidfuzz.distance import OSA
 
-ARTICLE = re.compile(r"(?:an?|the) (?=\S)")
+ARTICLE = re.compile(r"(?:an?|the) (?=\S{2})")
 LABEL = re.compile(r"[\W_]*[a-z](?:\s?[)\].:,;=|*\n]|\s-\s)")
 """A letter set off as a label, as in ``C) CT``, at the start of a cleaned text."""
 
@@ -60,7 +60,7 @@ def clean(text: str) -> str:
     text = _MARKUP.sub(" ", unicodedata.normalize("NFKC", text))
     text = unicodedata.normalize("NFKC", text.casefold())
     text = _DASHES.sub("-", text).strip()
-    return _SPACES.sub(lambda match: "\n" if "\n" in match[0] else " ", text)
+    return _SPACES.sub(lambda match: "\n" if "\n" in match[0] else " ", text).removeprefix("- ")
 
 
 def words_of(cleaned: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 
 The reading is closed-world. A letter comes out only when the block as a whole is a letter, an option's text, or both in
 agreement. Nothing is searched for inside words or sentences, so "none" holds no E and "normal" no "no"; two readings
-that differ are no reading. Every step is linear in the length of the text.
+that differ are no reading. The time it takes is linear in the length of the text.
 """
 
 import re
@@ -133,6 +133,8 @@ _LAST_LETTER = re.compile(
     re.VERBOSE,
 )
 _LAST_LETTER_CHARS = 32
+_SPARE_CHARS = 400
+"""How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
 
 
 def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
@@ -141,6 +143,10 @@ def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     All readings are collected: the block as an option's text, as ``letter text`` and as ``text (letter)``. An option is
     chosen when the readings that make sense all name the same one.
     """
+    raw = raw.strip()
+    # Nothing that long is an option; and Unicode normalization takes quadratic time on a run of combining marks.
+    if len(raw) > _SPARE_CHARS + 2 * max(map(len, options), default=0):
+        return None, "answer is too long"
     text = clean(raw)
     if not text:
         return None, "empty answer"
@@ -170,8 +176,8 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    bodies = {rest, rest.lstrip(")].:,"), _strip_lead_in(rest)}
-    return [letter] if any(_agrees(letter, body.strip(), options) for body in bodies) else []
+    bare = rest.lstrip(")].:, \n")
+    return [letter] if any(_agrees(letter, body, options) for body in {rest, bare, _strip_lead_in(bare)}) else []
 
 
 def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
@@ -180,7 +186,8 @@ def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    return [letter] if _agrees(letter, rest, options) else []
+    both_letters = _bare_letter(rest) not in (None, letter)  # "A, B" is two answers, even where B's text is "A"
+    return [letter] if not both_letters and _agrees(letter, rest, options) else []
 
 
 def _agrees(letter: int, text: str, options: Sequence[str]) -> bool:

@@ -1,0 +1,1 @@
+"""Data: sources become stores, stores become examples, examples become prompts."""

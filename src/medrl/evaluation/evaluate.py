@@ -1,0 +1,206 @@
+"""Policy x examples -> records.jsonl and summary.json. Greedy; killed anywhere, it continues where it stopped."""
+
+import functools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from medrl.data import store
+from medrl.data.prompts import find_template, make_prompt
+from medrl.errors import DataError, RunError
+from medrl.evaluation.blind import best_blind, blind_baselines
+from medrl.evaluation.compare import compare_to_blind
+from medrl.evaluation.metrics import summarize
+from medrl.policy.policy import Policy
+from medrl.provenance import describe_machine, describe_versions
+from medrl.rewards import from_weights
+from medrl.rollout.engine import generate
+from medrl.rollout.sampling import Sampling
+from medrl.runs import RECORDS, append_records, read_records, write_json_atomically
+from medrl.types import Completion, EvalRecord, Example, Mode, Prompt
+
+PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """How an evaluation asks and decodes."""
+
+    mode: Mode = "think"
+    template: str | None = None
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    """Prompts decoded together; changes speed, not the answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A finished evaluation."""
+
+    records: list[EvalRecord]
+    """In the order of the examples."""
+    summary: dict[str, Any]
+
+
+def evaluate(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    out: str | Path,
+    root: str | Path | None = None,
+    train_examples: Sequence[Example] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    settings: EvalSettings | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Ask ``policy`` every example greedily and grade its answers.
+
+    Args:
+        out: folder for records.jsonl and summary.json. Records that are there already are kept when they answer the
+            same prompts, so an evaluation that was stopped continues.
+        root: folder that image paths in the records are relative to (the store); None keeps the paths as they are.
+        train_examples: what the blind baselines that need a fit are fit on.
+        facts: more to keep in the summary, e.g. ``name``, ``model``, ``store``.
+        settings: see ``EvalSettings``; or give its fields as keyword arguments.
+    """
+    settings = settings or EvalSettings(**options)
+    find_template(settings.mode, settings.template)
+    if not examples:
+        raise DataError("there is nothing to evaluate: the test set is empty")
+    out = Path(out)
+    ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
+    done = _finished(out, {example.id: ask(example) for example in examples})
+    started = time.monotonic()
+    missing = [example for example in examples if example.id not in done]
+    batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
+    console = Console(file=sys.stderr)
+    name = str((facts or {}).get("name", out.name))
+    for batch in track(
+        batches, description=f"evaluate {name}", console=console, disable=quiet or not console.is_terminal
+    ):
+        records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
+        append_records(out, records)
+        done.update({record.id: record for record in records})
+    ordered = [done[example.id] for example in examples]
+    summary = {
+        **(facts or {}),
+        "mode": settings.mode,
+        "template": find_template(settings.mode, settings.template).name,
+        **summarize(ordered),
+        **_against_blind(ordered, examples, train_examples),
+        **describe_versions(),
+        **describe_machine(),
+        "seconds": time.monotonic() - started,
+    }
+    write_json_atomically(out / "summary.json", summary)
+    return Evaluation(records=ordered, summary=summary)
+
+
+def evaluate_store(
+    policy: Policy,
+    test: Path,
+    *,
+    out: Path,
+    model: str,
+    train: Path | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+    settings: EvalSettings | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """``evaluate`` on a store, with where everything came from written into the summary."""
+    examples = store.load(test)[:limit]
+    info = store.read_info(test)
+    facts = {
+        "name": name or out.name,
+        "model": model,
+        "store": str(test.resolve()),
+        "store_fingerprint": info.fingerprint,
+        "train_store": str(train.resolve()) if train else None,
+    }
+    train_examples = store.load(train) if train else None
+    return evaluate(
+        policy,
+        examples,
+        out=out,
+        root=test,
+        train_examples=train_examples,
+        facts=facts,
+        settings=settings,
+        quiet=quiet,
+    )
+
+
+def _answer(
+    policy: Policy,
+    examples: Sequence[Example],
+    prompts: Sequence[Prompt],
+    settings: EvalSettings,
+    root: str | Path | None,
+) -> list[EvalRecord]:
+    sampling = Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens)
+    completions = generate(policy, prompts, sampling)
+    return [
+        make_record(example, prompt, completion, root)
+        for example, prompt, (completion,) in zip(examples, prompts, completions, strict=True)
+    ]
+
+
+def make_record(example: Example, prompt: Prompt, completion: Completion, root: str | Path | None = None) -> EvalRecord:
+    """Grade one completion."""
+    score = PARTS(example, completion)
+    return EvalRecord(
+        id=example.id,
+        source=example.source,
+        modality=example.modality,
+        question_type=example.question_type,
+        patient=example.patient,
+        images=tuple(_relative(image, root) for image in example.images),
+        question=example.question,
+        options=example.options,
+        mode=prompt.mode,
+        prompt_hash=prompt.hash,
+        completion=completion.text,
+        finish_reason=completion.finish_reason,
+        answer=score.answer,
+        target=example.target,
+        correct=score.parts["choice_correct"] == 1.0,
+        parts=score.parts,
+        tokens=len(completion.token_ids),
+    )
+
+
+def _finished(out: Path, prompts: Mapping[str, Prompt]) -> dict[str, EvalRecord]:
+    """Records of an earlier start, by example. Raises ``RunError`` when they answer other prompts."""
+    if not (out / RECORDS).exists():
+        return {}
+    records = {record.id: record for record in read_records(out)}
+    strange = [id for id, record in records.items() if id not in prompts or prompts[id].hash != record.prompt_hash]
+    if strange:
+        raise RunError(
+            f"{out} holds {len(strange)} records of other prompts (for one: {strange[0]}): it belongs to another data "
+            "set, mode or template. Choose another --out, or delete that folder"
+        )
+    return records
+
+
+def _against_blind(
+    records: Sequence[EvalRecord], examples: Sequence[Example], train_examples: Sequence[Example] | None
+) -> dict[str, Any]:
+    results = blind_baselines(train_examples, examples)
+    best = best_blind(results)
+    return {
+        "blind": [result.as_dict() for result in results],
+        "comparison_to_blind": compare_to_blind(records, best).as_dict(),
+    }
+
+
+def _relative(image: Path, root: str | Path | None) -> str:
+    return str(image.relative_to(root)) if root is not None and image.is_relative_to(root) else str(image)

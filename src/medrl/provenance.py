@@ -1,0 +1,32 @@
+"""Where a number came from: versions and machine, as plain facts for run and evaluation folders."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+PACKAGES = ("medrl", "torch", "transformers", "tokenizers", "numpy", "pillow", "peft", "accelerate")
+
+
+def describe_versions() -> dict[str, Any]:
+    """{"versions": {package: version}} of what computes; packages that are not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions}
+
+
+def describe_machine() -> dict[str, Any]:
+    """{"machine": {...}}: kind of processor and accelerator; no host or user name."""
+    import torch
+
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    return {"machine": machine}

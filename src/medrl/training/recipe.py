@@ -1,0 +1,90 @@
+"""A recipe: one YAML file that says what to train, on what, how. ``run_recipe`` turns it into a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from medrl.data import store
+from medrl.errors import DataError
+from medrl.grpo import GRPO
+from medrl.policy.policy import PolicySettings, load_policy
+from medrl.rewards import from_weights
+from medrl.runs import Run
+from medrl.settings import Settings, dump_settings, load_settings
+from medrl.sft import SFT
+from medrl.training.train import Resume, Training, train
+from medrl.training.update import Objective
+from medrl.types import Example
+
+
+class Data(Settings):
+    """What is trained on."""
+
+    train: Path
+    """A store; ``medrl import`` and ``medrl split`` make them."""
+    modality: tuple[str, ...] = ()
+    """Keep only these; empty keeps all."""
+    question_type: tuple[str, ...] = ()
+    """Keep only these; empty keeps all."""
+    limit: int | None = Field(default=None, ge=1)
+    """Keep only the first this many, after the filters."""
+
+
+class Recipe(Settings):
+    """All settings of a run."""
+
+    method: Literal["grpo", "sft"] = "grpo"
+    policy: PolicySettings
+    data: Data
+    reward: dict[str, float] = {"choice_correct": 1.0, "well_formed": 1.0}
+    """Parts of the reward and their weights."""
+    grpo: GRPO = GRPO()
+    sft: SFT = SFT()
+    training: Training = Training()
+
+    @property
+    def objective(self) -> Objective:
+        return {"grpo": self.grpo, "sft": self.sft}[self.method]
+
+
+def run_recipe(
+    recipe: Path, overrides: Sequence[str] = (), *, out: Path, resume: Resume = "never", quiet: bool = False
+) -> Run:
+    """Train what ``recipe`` says into the run folder ``out``; ``overrides`` are ``key=value`` with dotted keys."""
+    settings = load_settings(Recipe, recipe, overrides)
+    return run_settings(settings, out=out, resume=resume, quiet=quiet)
+
+
+def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet: bool = False) -> Run:
+    """The same for settings that are already loaded."""
+    info = store.read_info(settings.data.train)
+    train_set = select(store.load(settings.data.train), settings.data)
+    return train(
+        load_policy(settings.policy),
+        train_set,
+        from_weights(settings.reward),
+        settings.objective,
+        out=out,
+        settings=settings.training,
+        recipe=dump_settings(settings),
+        provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)},
+        resume=resume,
+        quiet=quiet,
+    )
+
+
+def select(examples: Sequence[Example], data: Data) -> list[Example]:
+    """The examples a recipe keeps. Raises ``DataError`` naming what there is when a filter keeps none."""
+    kept = list(examples)
+    for field in ("modality", "question_type"):
+        wanted = getattr(data, field)
+        present = sorted({getattr(example, field) for example in examples})
+        unknown = [name for name in wanted if name not in present]
+        if unknown:
+            raise DataError(f"data.{field} asks for {', '.join(unknown)}, but {data.train} has {', '.join(present)}")
+        kept = [example for example in kept if not wanted or getattr(example, field) in wanted]
+    if not kept:
+        raise DataError(f"no example of {data.train} passes data.modality and data.question_type together")
+    return kept[: data.limit]

@@ -1,0 +1,205 @@
+"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and supervised training."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medrl.data.prompts import find_template, make_prompt
+from medrl.data.sampler import Sampler
+from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.policy.policy import Policy
+from medrl.provenance import describe_machine, describe_versions
+from medrl.rewards import check_gold
+from medrl.rollout.sampling import Sampling
+from medrl.runs import Run, is_run
+from medrl.settings import Settings, dump_settings
+from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from medrl.training.methods import make_method
+from medrl.training.metrics import rollout_rows, step_metrics
+from medrl.training.optim import AdamW, Optim, learning_rate
+from medrl.training.progress import Progress
+from medrl.training.update import Objective, pack_groups, update_policy
+from medrl.types import Example, Mode, Reward
+
+Resume = Literal["auto", "never", "must"]
+
+
+class Training(Settings):
+    """The settings of a run that do not belong to one objective."""
+
+    steps: int = Field(default=500, ge=1)
+    """Optimizer steps."""
+    prompts_per_step: int = Field(default=4, ge=1)
+    """Prompts (groups) per step; the papers: 4."""
+    mode: Mode = "think"
+    """Form of completion asked for."""
+    template: str | None = None
+    """Prompt wording by name; None takes the mode's default."""
+    sampling: Sampling = Sampling()
+    optim: Optim = Optim()
+    tokens_per_micro_batch: int = Field(default=4096, ge=1)
+    """Tokens that go through the model together; changes memory and speed, not the result."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = 42
+
+
+def train(
+    policy: Policy,
+    train_set: Sequence[Example],
+    reward: Reward,
+    objective: Objective,
+    *,
+    out: str | Path,
+    settings: Training | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    resume: Resume = "never",
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Train ``policy`` in place and write everything about it into the run folder ``out``.
+
+    Args:
+        train_set: examples to draw from.
+        reward: scores completions; ignored by supervised training.
+        objective: ``GRPO(...)`` or ``SFT(...)``.
+        settings: see ``Training``; or give its fields as keyword arguments.
+        recipe: what the run folder keeps as its recipe; None keeps the settings.
+        provenance: facts to keep beside it, e.g. the data's fingerprint.
+        resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
+
+    Raises:
+        RewardError: a right answer would not earn the full reward.
+        NonFiniteError: a loss, gradient or reward is not finite; the last checkpoint is as it was.
+        RunError, SettingsError, DataError: what was asked makes no sense; nothing was written.
+    """
+    settings = settings or Training(**options)
+    check_inputs(train_set, reward, settings)
+    ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
+    policy.encode([ask(train_set[0])], room_tokens=settings.sampling.max_new_tokens)  # fails before a folder is made
+    method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
+    recipe = dict(recipe or {"objective": dump_settings(objective), **dump_settings(settings)})
+    run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **(provenance or {})}, resume)
+
+    sampler = Sampler(len(train_set), settings.seed)
+    optimizer = AdamW(policy.model.named_parameters(), settings.optim)
+    first_step, seconds_before = restore(run, policy, optimizer, sampler)
+    started = time.monotonic()
+    with Progress(settings.steps, first_step, quiet=quiet) as progress:
+        for step in range(first_step, settings.steps):
+            clock = Clock()
+            examples = [train_set[index] for index in sampler.next(settings.prompts_per_step)]
+            groups = method.collect(examples, step)
+            clock.lap("rollout")
+            advantages = method.advantages(groups)
+            batch = pack_groups(groups, advantages)
+            update = update_policy(
+                policy,
+                batch,
+                optimizer,
+                objective,
+                lr=learning_rate(settings.optim, step, settings.steps),
+                temperature=method.temperature,
+                tokens_per_micro_batch=settings.tokens_per_micro_batch,
+            )
+            clock.lap("update")
+            row = {"step": step, **step_metrics(groups, update), **clock.times(update.tokens)}
+            run.append_metrics({**row, "eta_s": progress.advance(row)})
+            run.append_rollouts(rollout_rows(step, groups, advantages.tolist()))
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                seconds = seconds_before + time.monotonic() - started
+                save(run, step + 1, policy, optimizer, sampler, settings, seconds)
+    run.update_provenance(seconds=seconds_before + time.monotonic() - started)
+    return run
+
+
+def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training) -> None:
+    """Refuse what cannot be trained on, before anything is written."""
+    if not train_set:
+        raise DataError("the training set is empty: check data.train and its filters")
+    find_template(settings.mode, settings.template)
+    rejected = check_gold(reward, train_set, settings.mode)
+    if rejected:
+        shown = "; ".join(f"{example.id}: {score.explanation}" for example, score in rejected[:5])
+        raise RewardError(
+            f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
+            f"so it cannot teach them ({shown}): correct those rows or the reward"
+        )
+
+
+def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any], resume: Resume) -> Run:
+    """Create the run folder, or open the one there is when ``resume`` allows it."""
+    if resume == "must" and not is_run(out):
+        raise RunError(f"--resume must: {out} holds no run; start one with --resume never, or give the right --out")
+    if resume == "never" or not is_run(out):
+        return Run.create(out, recipe, provenance)
+    run = Run.open(out)
+    differing = sorted(key for key in {*run.recipe, *recipe} if run.recipe.get(key) != recipe.get(key))
+    if differing:
+        raise SettingsError(
+            f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
+            f"started with ({out / 'recipe.yaml'}), or choose another --out"
+        )
+    return run
+
+
+def save(
+    run: Run, step: int, policy: Policy, optimizer: AdamW, sampler: Sampler, settings: Training, seconds: float
+) -> Path:
+    """Write the whole run as it stands after ``step`` steps."""
+    tensors, optimizer_steps = optimizer.state_dict()
+    state = {
+        "step": step,
+        "sampler_position": sampler.position,
+        "optimizer_steps": optimizer_steps,
+        "log_offsets": run.offsets(),
+        "seconds": seconds,
+    }
+    manifest = {"data": run.provenance.get("data_fingerprint"), **describe_versions()}
+    return save_checkpoint(
+        run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints
+    )
+
+
+def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler) -> tuple[int, float]:
+    """Continue from the newest checkpoint that verifies. Returns the next step and the seconds spent before it.
+
+    All randomness is a function of seed and step, so there is no generator to restore.
+    """
+    checkpoint = latest_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        run.truncate({name: 0 for name in run.offsets()})
+        return 0, 0.0
+    tensors, state = load_state(checkpoint)
+    policy.restore(checkpoint)
+    optimizer.load_state_dict(tensors, state["optimizer_steps"])
+    sampler.position = state["sampler_position"]
+    run.truncate(state["log_offsets"])
+    return state["step"], state["seconds"]
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.phases[phase] = now - self.last
+        self.last = now
+
+    def times(self, tokens: int) -> dict[str, float]:
+        total = self.last - self.start
+        return {
+            **{f"time/{phase}_s": seconds for phase, seconds in self.phases.items()},
+            "time/step_s": total,
+            "tokens_per_s": tokens / total,
+        }

@@ -1,0 +1,291 @@
+"""One optimizer step over packed groups -> Update.
+
+The step's loss is one sum over all its completion tokens, with weights fixed before it is cut into micro-batches, so the
+gradient does not depend on the cut.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medrl.errors import NonFiniteError
+from medrl.grpo import GRPO, REDUCTIONS, policy_loss
+from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
+from medrl.sft import SFT, cross_entropy
+from medrl.training.optim import AdamW
+from medrl.types import Groups, Prompt
+
+Objective = GRPO | SFT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingGroup:
+    """A prompt and what is to be learned from its completions."""
+
+    prompt: Prompt
+    completions: tuple[tuple[int, ...], ...]
+    """G token id sequences."""
+    advantages: tuple[float, ...]
+    """(G,) one per completion; all 1 where completions are targets to imitate."""
+    sampling_logprobs: tuple[tuple[float, ...], ...]
+    """G sequences, as the sampler saw them; empty where nothing was sampled."""
+
+
+Batch = tuple[TrainingGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one optimizer step did."""
+
+    loss: float
+    policy_loss: float
+    kl: float
+    """Mean KL to the reference, nats per token."""
+    clip_fraction: float
+    entropy: float
+    """Mean entropy of the completion tokens' distributions, nats."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    sampling_gap: float | None
+    """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
+    skipped_groups: int
+    """Groups without a gradient, which cost no pass."""
+    tokens: int
+    """Tokens that went through the training pass."""
+
+
+def pack_groups(groups: Groups, advantages: Tensor) -> Batch:
+    """Groups and their (N, G) advantages -> what an update trains on."""
+    return tuple(
+        TrainingGroup(
+            prompt=group.prompt,
+            completions=tuple(rollout.completion.token_ids for rollout in group.rollouts),
+            advantages=tuple(values),
+            sampling_logprobs=tuple(rollout.completion.sampling_logprobs for rollout in group.rollouts),
+        )
+        for group, values in zip(groups, advantages.tolist(), strict=True)
+    )
+
+
+def update_policy(
+    policy: Policy,
+    batch: Batch,
+    optimizer: AdamW,
+    objective: Objective,
+    *,
+    lr: float,
+    temperature: float = 1.0,
+    tokens_per_micro_batch: int = 4096,
+) -> Update:
+    """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
+
+    Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; no weight has changed then.
+    """
+    micro_batches = cut(policy, batch, objective, tokens_per_micro_batch)
+    rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
+    old: list[Tensor | None] = [None] * len(micro_batches)
+    totals = _Totals()
+    policy.model.train()
+    for _ in range(rounds):
+        totals = _Totals()
+        for index, micro_batch in enumerate(micro_batches):
+            terms, scored = _backward(policy, micro_batch, objective, temperature, old[index])
+            optimizer.accumulate()
+            totals.add(terms, scored, micro_batch)
+            if rounds > 1 and old[index] is None:
+                old[index] = scored.logprobs.detach()
+        try:
+            grad_norm = optimizer.step(lr)
+        except NonFiniteError as error:
+            optimizer.zero_grad()
+            culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
+            raise NonFiniteError(f"{error}; it comes from example {' or '.join(culprits)}") from error
+    policy.model.eval()
+    return totals.update(grad_norm, lr, skipped=len(batch) - sum(len(m.groups) for m in micro_batches))
+
+
+# ---------------------------------------------------------------- cutting a step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Some groups of a step that go through the model together."""
+
+    groups: Batch
+    encoded: tuple[EncodedPrompt, ...]
+    weights: Tensor
+    """(R, 1) share of each completion's tokens in the step's loss."""
+
+    @property
+    def advantages(self) -> Tensor:
+        """(R, 1)."""
+        return torch.tensor([a for group in self.groups for a in group.advantages], dtype=torch.float64)[:, None]
+
+    @property
+    def completions(self) -> list[tuple[tuple[int, ...], ...]]:
+        return [group.completions for group in self.groups]
+
+    @property
+    def ids(self) -> list[str]:
+        """(R,) example of each completion."""
+        return [group.prompt.id for group in self.groups for _ in group.completions]
+
+    @property
+    def tokens(self) -> int:
+        prompts = sum(len(prompt.token_ids) for prompt in self.encoded)
+        return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
+
+
+def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_batch: int) -> list[MicroBatch]:
+    """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
+
+    Where there is no KL term, groups without advantages have no gradient and are left out; the weights count them.
+    """
+    lengths = torch.tensor([len(ids) for group in batch for ids in group.completions])
+    weights = iter(REDUCTIONS[objective.reduction](lengths).split([len(group.completions) for group in batch]))
+    idle = isinstance(objective, GRPO) and objective.kl_coef == 0
+    kept = [(group, w) for group, w in zip(batch, weights, strict=True) if not (idle and not any(group.advantages))]
+    encoded = policy.encode([group.prompt for group, _ in kept])
+    micro_batches: list[MicroBatch] = []
+    for (group, weight), prompt in zip(kept, encoded, strict=True):
+        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight)
+        last = micro_batches[-1] if micro_batches else None
+        if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
+            micro_batches[-1] = replace(
+                last,
+                groups=last.groups + alone.groups,
+                encoded=last.encoded + alone.encoded,
+                weights=torch.cat([last.weights, weight]),
+            )
+        else:
+            micro_batches.append(alone)
+    return micro_batches
+
+
+# ---------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A micro-batch's share of the step's loss, and of the numbers that are reported with it."""
+
+    loss: Tensor
+    policy: float
+    kl: float
+    clip_fraction: float
+
+
+def _grpo(
+    policy: Policy, micro_batch: MicroBatch, scored: ScoredCompletions, objective: GRPO, temperature: float, old: Tensor | None
+) -> Terms:
+    ref_logprobs = None
+    if objective.kl_coef > 0:
+        with torch.no_grad():
+            reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
+        ref_logprobs = reference.logprobs
+    device = scored.logprobs.device
+    terms = policy_loss(
+        scored.logprobs,
+        micro_batch.advantages.to(device),
+        scored.completion_mask,
+        micro_batch.weights.to(device),
+        objective,
+        old_logprobs=old,
+        ref_logprobs=ref_logprobs,
+    )
+    return Terms(terms.loss, float(terms.policy), float(terms.kl), float(terms.clip_fraction))
+
+
+def _sft(
+    policy: Policy, micro_batch: MicroBatch, scored: ScoredCompletions, objective: SFT, temperature: float, old: Tensor | None
+) -> Terms:
+    loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
+    return Terms(loss, float(loss.detach()), 0.0, 0.0)
+
+
+TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _sft}
+
+
+def _backward(
+    policy: Policy, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
+) -> tuple[Terms, ScoredCompletions]:
+    scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
+    terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
+    if not math.isfinite(float(terms.loss.detach())):
+        raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+    terms.loss.backward()
+    return terms, scored
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class _Totals:
+    """Sums of the micro-batches' shares."""
+
+    def __init__(self) -> None:
+        self.loss = self.policy = self.kl = self.clip_fraction = 0.0
+        self.entropy = self.gap = 0.0
+        self.scored_tokens = self.sampled_tokens = self.tokens = 0
+
+    def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
+        self.loss += float(terms.loss.detach())
+        self.policy += terms.policy
+        self.kl += terms.kl
+        self.clip_fraction += terms.clip_fraction
+        self.entropy += float((scored.entropy * scored.completion_mask).sum())
+        self.scored_tokens += int(scored.completion_mask.sum())
+        self.tokens += micro_batch.tokens
+        sampled = [values for group in micro_batch.groups for values in group.sampling_logprobs]
+        for row, values in enumerate(sampled):
+            trained = scored.logprobs[row, : len(values)].detach().cpu()
+            self.gap += float((trained - torch.tensor(values, dtype=trained.dtype)).abs().sum())
+            self.sampled_tokens += len(values)
+
+    def update(self, grad_norm: float, lr: float, skipped: int) -> Update:
+        return Update(
+            loss=self.loss,
+            policy_loss=self.policy,
+            kl=self.kl,
+            clip_fraction=self.clip_fraction,
+            entropy=self.entropy / max(1, self.scored_tokens),
+            grad_norm=grad_norm,
+            lr=lr,
+            sampling_gap=self.gap / self.sampled_tokens if self.sampled_tokens else None,
+            skipped_groups=skipped,
+            tokens=self.tokens,
+        )
+
+
+def _describe_loss(micro_batch: MicroBatch, scored: ScoredCompletions, loss: float) -> str:
+    finite = (scored.logprobs.isfinite() | (scored.completion_mask == 0)).all(dim=1).tolist()
+    broken = sorted({id for id, fine in zip(micro_batch.ids, finite, strict=True) if not fine})
+    blamed = broken or sorted(set(micro_batch.ids))
+    return (
+        f"the loss is {loss}; its log-probabilities are not finite for example {' or '.join(blamed)}. "
+        "No weight was changed: look at that example's images, or lower optim.lr"
+    )
+
+
+def _non_finite_gradients(
+    policy: Policy,
+    micro_batches: Sequence[MicroBatch],
+    objective: Objective,
+    temperature: float,
+    old: Sequence[Tensor | None],
+    optimizer: AdamW,
+) -> list[str]:
+    """Examples of the micro-batches whose own gradient is not finite; all of them when only their sum is not."""
+    culprits: list[str] = []
+    for micro_batch, old_logprobs in zip(micro_batches, old, strict=True):
+        _backward(policy, micro_batch, objective, temperature, old_logprobs)
+        gradients = [p.grad for p in policy.model.parameters() if p.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            culprits += sorted(set(micro_batch.ids))
+        optimizer.zero_grad()
+    return culprits or sorted({id for micro_batch in micro_batches for id in micro_batch.ids})

@@ -1,0 +1,158 @@
+"""No picture and no patient on both sides."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medrl.data import splits
+from medrl.data.images import pixel_digest
+from medrl.data.splits import split_examples
+from medrl.errors import DataError, SettingsError
+from medrl.types import Example
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory) -> list[Path]:
+    """40 files, 20 pictures: file i + 20 shows what file i shows, in another format."""
+    root = tmp_path_factory.mktemp("gallery")
+    paths = [root / f"{i}.{'png' if i < 20 else 'bmp'}" for i in range(40)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (2, 2), (i % 20, 0, 0)).save(path)
+    return paths
+
+
+def row(number: int, *images: Path, modality="CT", kind="Disease", patient=None) -> Example:
+    return Example(
+        id=str(number), source="d", images=images, question="?", options=("a", "b"), target="A",
+        modality=modality, question_type=kind, patient=patient,
+    )  # fmt: skip
+
+
+def sides(split):
+    train = [example for one, _ in split.values() for example in one]
+    test = [example for _, one in split.values() for example in one]
+    return train, test
+
+
+def pictures(examples):
+    return {pixel_digest(path) for example in examples for path in example.images}
+
+
+ROWS = st.lists(
+    st.tuples(st.lists(st.integers(0, 39), min_size=1, max_size=2), st.sampled_from(["CT", "MRI"])),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS, st.integers(0, 9), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
+def test_no_picture_is_on_both_sides_and_no_example_is_lost(gallery, rows, seed, fraction):
+    examples = [row(i, *(gallery[j] for j in images), modality=m) for i, (images, m) in enumerate(rows)]
+    try:
+        split = split_examples(examples, test_fraction=fraction, seed=seed, by="modality")
+    except DataError as error:
+        assert "gets no" in str(error)
+        return
+    train, test = sides(split)
+    assert sorted(int(example.id) for example in train + test) == list(range(len(rows)))
+    assert not pictures(train) & pictures(test)
+
+
+def test_two_images_of_one_example_join_all_that_show_either(gallery):
+    a, b, c, d = gallery[:4]
+    examples = [row(0, a), row(1, a, b), row(2, b, c), row(3, gallery[22]), row(4, d)]
+    for seed in range(10):
+        train, test = sides(split_examples(examples, test_fraction=0.5, seed=seed))
+        assert {frozenset(e.id for e in train), frozenset(e.id for e in test)} == {frozenset("0123"), frozenset("4")}
+
+
+def test_a_domain_of_two_groups_has_both_sides_even_at_a_tiny_fraction(gallery):
+    examples = [
+        row(0, gallery[0]),
+        row(1, gallery[1]),
+        row(2, gallery[2], modality="MRI"),
+        row(3, gallery[3], modality="MRI"),
+    ]
+    for fraction, seed in itertools.product((0.01, 0.99), range(5)):
+        split = split_examples(examples, test_fraction=fraction, seed=seed, by="modality")
+        assert all(len(train) == len(test) == 1 for train, test in split.values())
+
+
+def test_a_domain_of_one_group_stays_on_one_side(gallery):
+    split = split_examples([row(0, gallery[0]), row(1, gallery[20])], test_fraction=0.2, seed=0)
+    assert [len(side) for side in split["all"]] == [2, 0]
+
+
+def test_each_domain_gets_about_its_share():
+    examples = [row(i, modality="CT" if i < 400 else "MRI") for i in range(500)]
+    split = split_examples(examples, test_fraction=0.2, seed=1, keep_together="none", by="modality")
+    assert abs(len(split["CT"][1]) - 80) <= 1 and abs(len(split["MRI"][1]) - 20) <= 1
+
+
+def test_a_picture_asked_about_in_two_domains_is_on_one_side_in_both(gallery):
+    examples = [
+        row(2 * i + j, gallery[i], kind=kind) for i in range(20) for j, kind in enumerate(["Disease", "Anatomy"])
+    ]
+    split = split_examples(examples, test_fraction=0.3, seed=4, by="question_type")
+    train, test = sides(split)
+    assert set(split) == {"Disease", "Anatomy"} and not pictures(train) & pictures(test)
+    assert [len(side) for side in split["Disease"]] == [len(side) for side in split["Anatomy"]] == [14, 6]
+
+
+def test_the_division_depends_on_the_seed_and_not_on_the_order_of_the_examples():
+    examples = [row(i) for i in range(30)]
+
+    def tested(rows, seed):
+        return {e.id for e in split_examples(rows, test_fraction=0.3, seed=seed, keep_together="none")["all"][1]}
+
+    assert tested(examples, 0) == tested(examples[::-1], 0)
+    assert tested(examples, 0) != tested(examples, 1)
+
+
+def test_patients_stay_together_and_the_same_key_of_another_source_is_another_patient(gallery):
+    examples = [row(i, gallery[i], patient=f"p{i // 4}") for i in range(20)]
+    for seed in range(5):
+        train, test = sides(split_examples(examples, test_fraction=0.4, seed=seed, keep_together="patient"))
+        assert len(test) == 8 and not {e.patient for e in train} & {e.patient for e in test}
+    two = [row(0, gallery[0], patient="p"), replace(row(1, gallery[1], patient="p"), source="e")]
+    assert [len(side) for side in split_examples(two, test_fraction=0.5, seed=0, keep_together="patient")["all"]] == [
+        1,
+        1,
+    ]
+
+
+def test_an_unknown_patient_is_an_error_and_not_a_guess(gallery):
+    examples = [row(0, gallery[0], patient="p"), row(1, gallery[1])]
+    with pytest.raises(DataError, match=r"1 of 2 examples have no patient, e.g. '1'.*keep_together='image'"):
+        split_examples(examples, test_fraction=0.5, seed=0, keep_together="patient")
+
+
+def test_domains_too_entangled_to_divide_are_an_error(monkeypatch):
+    # three parts, three domains, each domain in two of the parts: an odd cycle has no two-coloring
+    a, b, c = (Path(name) for name in "abc")
+    kinds = {a: "XZ", b: "XY", c: "YZ"}
+    examples = [row(i, image, kind=kind) for i, (image, kind) in enumerate((p, k) for p in kinds for k in kinds[p])]
+    monkeypatch.setattr(splits, "pixel_digest", str)
+    with pytest.raises(DataError, match=r"domain '[XYZ]' gets no (test|train) set"):
+        split_examples(examples, test_fraction=0.5, seed=0, by="question_type")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test_fraction": 0}, "between 0 and 1"),
+        ({"keep_together": "lesion"}, "image, patient, none"),
+        ({"by": "color"}, "by is 'color'"),
+    ],
+)
+def test_impossible_arguments_are_refused(change, words):
+    with pytest.raises(SettingsError, match=words):
+        split_examples([row(0)], **{"test_fraction": 0.2, "seed": 0, **change})
+    with pytest.raises(DataError, match="no examples"):
+        split_examples([], test_fraction=0.2, seed=0)

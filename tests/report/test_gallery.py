@@ -1,0 +1,89 @@
+import base64
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medrl.report.gallery import choose_items, embed_image
+from medrl.report.tables import read_evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluations(finished_run):
+    return [read_evaluation(finished_run / "eval" / name) for name in ("before", "after")]
+
+
+def decode(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+
+
+def test_the_choice_is_the_same_every_time_and_in_any_order_of_the_records(evaluations):
+    shuffled = [dataclasses.replace(item, records=item.records[::-1]) for item in evaluations]
+    ids = [item.record.id for item in choose_items(evaluations)]
+    assert ids == [item.record.id for item in choose_items(shuffled)]
+    assert len(ids) == len(set(ids)) == 24
+
+
+def test_each_kind_is_what_it_says_and_every_kind_is_shown(evaluations):
+    items = choose_items(evaluations)
+    for item in items:
+        before, after = (answered.record.correct for answered in item.answered)
+        assert item.kind == {(0, 1): "fixed", (1, 0): "broken", (0, 0): "still_wrong", (1, 1): "right"}[before, after]
+    assert {item.kind for item in items} == {"fixed", "broken", "still_wrong", "right"}
+
+
+def test_one_evaluation_alone_shows_right_and_wrong(evaluations):
+    items = choose_items(evaluations[:1])
+    assert {item.heading for item in items} == {"Wrong", "Right"}
+    assert all(len(item.answered) == 1 for item in items)
+
+
+def test_the_pieces_of_a_completion_are_the_completion(evaluations):
+    for item in choose_items(evaluations):
+        for answered in item.answered:
+            assert "".join(piece for _, piece in answered.pieces) == answered.record.completion
+    tags = [piece for is_tag, piece in answered.pieces if is_tag]
+    assert tags in (["<think>", "</think>", "<answer>", "</answer>"], [])
+
+
+def test_an_image_is_shrunk_and_encoded_anew_without_its_metadata(tmp_path):
+    image = Image.new("RGB", (800, 400), (10, 200, 30))
+    exif = image.getexif()
+    exif[0x010E] = "DOE^JANE"
+    image.save(tmp_path / "a.jpg", exif=exif)
+    picture = embed_image(tmp_path, "a.jpg")
+    assert (picture.width, picture.height) == (256, 128)
+    assert decode(picture.uri).size == (256, 128)
+    assert not decode(picture.uri).getexif()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_gray_images_are_stretched_over_their_range(tmp_path, dtype):
+    pixels = np.linspace(1000, 3000, 64 * 64).reshape(64, 64).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    shown = np.asarray(decode(embed_image(tmp_path, "deep.tiff").uri))
+    assert shown.min() < 10 and shown.max() > 245
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_any_mode_can_be_shown(tmp_path, mode):
+    Image.new(mode, (20, 10)).save(tmp_path / "a.tiff" if mode == "CMYK" else tmp_path / "a.png")
+    assert embed_image(tmp_path, "a.tiff" if mode == "CMYK" else "a.png").uri
+
+
+def test_what_cannot_be_shown_says_why(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "secret.png")
+    (store / "link.png").symlink_to(tmp_path / "secret.png")
+    (store / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n then nothing")
+    (store / "page.svg").write_text("<svg onload='alert(1)'/>")
+    assert "no longer" in embed_image(store, "gone.png").problem
+    assert "outside" in embed_image(store, "../secret.png").problem
+    assert "outside" in embed_image(store, str(tmp_path / "secret.png")).problem
+    assert "outside" in embed_image(store, "link.png").problem
+    assert "cannot be read" in embed_image(store, "broken.png").problem
+    assert "cannot be read" in embed_image(store, "page.svg").problem
+    assert "does not say" in embed_image(None, "a.png").problem

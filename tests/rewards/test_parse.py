@@ -1,0 +1,225 @@
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from labeled_answers import BLOCKS, COMPLETIONS, IMAGING
+
+from medrl.errors import RewardError, SettingsError
+from medrl.rewards import parse_answer
+from medrl.rewards.option_text import same_text
+from medrl.rewards.parse import find_tags
+from medrl.types import LETTERS, MODES
+
+FORMS = {
+    "think": "<think>reasons</think><answer>{}</answer>",
+    "no_think": "<answer>{}</answer>",
+    "think_after": "<answer>{}</answer><think>reasons</think>",
+}
+
+anything = st.text(max_size=60) | st.lists(
+    st.sampled_from(
+        [
+            "<think>",
+            "</think>",
+            "<answer>",
+            "</answer>",
+            "C",
+            "c)",
+            "CT",
+            "a ",
+            "none",
+            "\n",
+            "(",
+            "<b>",
+            "肺",
+            ".*",
+            "\\",
+            "&lt;",
+        ]
+    )
+    | st.text(max_size=5),
+    max_size=20,
+).map("".join)
+free_of_tags = st.text(min_size=1, max_size=30).filter(lambda text: not find_tags(text) and text.strip())
+option_lists = st.lists(free_of_tags, min_size=2, max_size=5).map(tuple)
+words = st.sampled_from(
+    ["left", "right", "lung", "grade", "2", "3", "mass", "CT", "a", "b", "cell", "肺炎", "HER2+", "no", "(A)", "-"]
+)
+plain_options = st.lists(
+    st.lists(words, min_size=1, max_size=4).map(" ".join), min_size=2, max_size=5, unique=True
+).map(tuple)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("why", "options", "block", "letter"), BLOCKS, ids=[row[0] for row in BLOCKS])
+def test_an_answer_block_is_read_as_labeled_by_hand_in_every_mode(why, options, block, letter, mode):
+    answer = parse_answer(FORMS[mode].format(block), options, mode)
+    assert answer.letter == letter
+    assert answer.raw == block
+    assert bool(answer.problem) == (letter is None)
+
+
+@pytest.mark.parametrize(("why", "mode", "text", "letter", "form"), COMPLETIONS, ids=[row[0] for row in COMPLETIONS])
+def test_a_completion_is_read_as_labeled_by_hand(why, mode, text, letter, form):
+    assert parse_answer(text, IMAGING, mode).letter == letter
+
+
+@pytest.mark.parametrize(
+    ("block", "options", "problem"),
+    [
+        ("", IMAGING, "empty answer"),
+        ("not sure", IMAGING, "abstained"),
+        ("C) MRI", IMAGING, "letter and text disagree"),
+        ("CT (A)", IMAGING, "letter and text disagree"),
+        ("A or C", IMAGING, "names several options"),
+        ("CT and MRI", IMAGING, "names several options"),
+        ("E", IMAGING, "letter E is not offered"),
+        ("E) PET", IMAGING, "letter E is not offered"),
+        ("PET", IMAGING, "no option has this text"),
+        ("x" * 1000, IMAGING, "answer is too long"),
+    ],
+)
+def test_the_problem_says_why_there_is_no_letter(block, options, problem):
+    assert parse_answer(FORMS["no_think"].format(block), options, "no_think").problem == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "problem"),
+    [
+        ("C", "think", "no answer block"),
+        ("<answer>C</answer><answer>B</answer>", "think", "several answer blocks"),
+        ("<think><answer>C</answer>", "think", "answer inside the reasoning"),
+        ("<answer>C</answer><think>x</think>", "think", "answer is not after the reasoning"),
+        ("<think>x</think><answer>C</answer>", "think_after", "answer is not before the reasoning"),
+        ("<answer>C", "no_think", "answer block is not closed"),
+        ("C</answer>", "no_think", "answer block is not opened"),
+    ],
+)
+def test_the_problem_says_what_is_wrong_with_the_blocks(text, mode, problem):
+    assert parse_answer(text, IMAGING, mode).problem == problem
+
+
+@given(anything, option_lists, st.sampled_from(MODES))
+@settings(max_examples=500, deadline=None)
+@example("<answer>" + "9" * 5000 + "</answer>", ("&#" + "9" * 5000 + ";", "B"), "think")
+@example("<answer>\ud800</answer>", ("\ud800", "B"), "no_think")
+def test_any_string_is_read_as_an_offered_letter_or_has_a_problem(text, options, mode):
+    for completion in (text, FORMS[mode].format(text)):
+        answer = parse_answer(completion, options, mode)
+        assert (answer.letter is None) == bool(answer.problem)
+        assert answer.letter is None or answer.letter in LETTERS[: len(options)]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<answer>",
+        "</think>",
+        "a ",
+        "*",
+        "( ",
+        "1,",
+        "-",
+        "&lt",
+        "<b",
+        "the answer is ",
+        "\u0301\u0323",
+        "\ufdfa",
+        "a.",
+        " \n",
+    ],
+)
+def test_a_very_long_completion_is_unreadable_rather_than_slow(piece):
+    text = piece * (100_000 // len(piece))
+    for mode in MODES:
+        assert parse_answer(text, IMAGING, mode).letter is None
+        assert parse_answer(FORMS[mode].format(text), IMAGING, mode).letter is None
+
+
+@given(
+    st.sampled_from(BLOCKS),
+    st.sampled_from(MODES),
+    st.text(" \n\t\r\u00a0\u3000", max_size=6),
+    st.text(" \n", max_size=6),
+)
+def test_white_space_around_the_answer_changes_nothing(row, mode, before, after):
+    _, options, block, letter = row
+    assert parse_answer(before + FORMS[mode].format(before + block + after) + after, options, mode).letter == letter
+
+
+@given(st.sampled_from(BLOCKS), st.sampled_from(MODES))
+def test_letter_case_changes_nothing(row, mode):
+    _, options, block, letter = row
+    text = FORMS[mode].format(block)
+    for change in (str.upper, str.lower, str.swapcase):
+        assert parse_answer(change(text), options, mode).letter == letter
+        assert parse_answer(text, [change(option) for option in options], mode).letter == letter
+
+
+@given(anything, option_lists, st.sampled_from(MODES))
+def test_letter_case_of_any_text_changes_nothing(text, options, mode):
+    text = FORMS[mode].format(text)
+    assume(text.upper().casefold() == text.lower().casefold() == text.casefold())
+    assert parse_answer(text.upper(), options, mode).letter == parse_answer(text.lower(), options, mode).letter
+
+
+@given(plain_options, st.data())
+def test_an_answer_in_words_follows_its_option_through_any_order(options, data):
+    said = data.draw(st.sampled_from(options) | st.lists(words, min_size=1, max_size=4).map(" ".join))
+    assume(not any(len(word.strip("()-")) == 1 and word.strip("()-").isalpha() for word in said.split()))
+    order = data.draw(st.permutations(range(len(options))))
+    shuffled = [options[i] for i in order]
+    before = parse_answer(FORMS["think"].format(said), options, "think").letter
+    after = parse_answer(FORMS["think"].format(said), shuffled, "think").letter
+    chosen_before = None if before is None else LETTERS.index(before)
+    assert chosen_before == (None if after is None else order[LETTERS.index(after)])
+
+
+@given(
+    option_lists,
+    st.data(),
+    st.sampled_from(MODES),
+    st.sampled_from(["{}", "({})", "{}.", " {}\n", "Option {}", "**{}**"]),
+)
+def test_a_letter_follows_its_option_through_any_order_and_any_option_texts(options, data, mode, way):
+    assume(all(not option.casefold().strip().startswith("option") for option in options))
+    index = data.draw(st.integers(0, len(options) - 1))
+    assert parse_answer(FORMS[mode].format(way.format(LETTERS[index])), options, mode).letter == LETTERS[index]
+
+
+@given(plain_options, st.data())
+def test_an_option_repeated_as_written_is_never_read_as_another(options, data):
+    index = data.draw(st.integers(0, len(options) - 1))
+    assume(len(options[index]) > 1 and options[index].strip("()- ").casefold() not in "ab")
+    letter = parse_answer(FORMS["think"].format(options[index]), options, "think").letter
+    assert letter in (LETTERS[index], None)
+
+
+@given(plain_options, st.data())
+def test_letter_and_text_are_read_only_when_they_agree(options, data):
+    letter = data.draw(st.integers(0, len(options) - 1))
+    text = data.draw(st.integers(0, len(options) - 1))
+    answer = parse_answer(FORMS["think"].format(f"{LETTERS[letter]}) {options[text]}"), options, "think")
+    if letter == text:
+        assert answer.letter in (LETTERS[letter], None)
+    elif answer.letter == LETTERS[letter]:
+        assert same_text(options[text], options[letter])
+    elif answer.letter is not None:
+        said = f"{LETTERS[letter]}{options[text]}".casefold()
+        chosen = options[LETTERS.index(answer.letter)].casefold()
+        assert [char for char in said if char.isalnum()] == [char for char in chosen if char.isalnum()]
+
+
+def test_powers_keep_their_meaning_although_unicode_folds_them():
+    options = ("10²", "102", "10")
+    assert parse_answer("<answer>10²</answer>", options, "no_think").letter == "A"
+    assert parse_answer("<answer>102</answer>", options, "no_think").letter == "B"
+
+
+def test_more_options_than_letters_are_an_error_of_the_data():
+    with pytest.raises(RewardError, match="11 options"):
+        parse_answer("<answer>A</answer>", [str(i) for i in range(11)], "think")
+
+
+def test_an_unknown_mode_is_an_error_that_lists_the_modes():
+    with pytest.raises(SettingsError, match="think, no_think, think_after"):
+        parse_answer("<answer>A</answer>", ("x", "y"), "thinking")  # pyright: ignore[reportArgumentType]
