@@ -34,6 +34,17 @@ def test_equal_rewards_teach_nothing_though_their_float32_mean_differs_from_them
     assert group_advantages([[1.0 + 0.2] * size]).tolist() == [[0.0] * size]
 
 
+@settings(deadline=None)
+@given(st.floats(-100, 100), st.integers(2, 40))
+def test_equal_rewards_teach_exactly_nothing(reward, size):
+    assert group_advantages([[reward] * size]).tolist() == [[0.0] * size]
+
+
+def test_float32_rewards_are_compared_in_float64():
+    rewards = torch.tensor([[0.1, 0.2, 0.9]])
+    assert torch.equal(group_advantages(rewards), group_advantages(rewards.double()))
+
+
 def test_rewards_equal_up_to_rounding_teach_next_to_nothing():
     assert group_advantages([[1.2, 1.0 + 0.2, 0.9 + 0.3, 1.2]]).abs().max() < 1e-11
 

@@ -12,6 +12,11 @@ from medrl.grpo import GRPO, REDUCTIONS, clipped_policy_objective, k3_kl, policy
 NO_KL = GRPO(kl_coef=0)
 
 
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def random_step(seed: int, completions: int = 5, tokens: int = 7) -> dict[str, torch.Tensor]:
     """Log-probabilities around -2, ratios on both sides of the clip, completions of many lengths, 0 included."""
     random = np.random.default_rng(seed)
@@ -77,7 +82,7 @@ def test_loss_and_gradient_agree_with_the_formulas_in_float64(seed, grpo, on_pol
     terms.loss.backward()
     expected, gradient = reference_loss({k: v.detach().numpy() for k, v in step.items()}, grpo, on_policy)
     assert terms.loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    np.testing.assert_allclose(step["logprobs"].grad.numpy(), gradient, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(gradient_of(step["logprobs"]).numpy(), gradient, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=60)
@@ -92,7 +97,7 @@ def test_splitting_a_step_into_micro_batches_gives_the_same_gradient(seed, grpo,
         shares.append(loss_of({**step, "logprobs": parts}, grpo, slice(start, start + size)))
         shares[-1].loss.backward()
         start += size
-    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_of(parts), gradient_of(whole), rtol=1e-12, atol=1e-12)
     for name in ("loss", "policy", "kl", "clip_fraction"):
         total = sum(getattr(share, name).item() for share in shares)
         assert total == pytest.approx(getattr(full, name).item(), rel=1e-9, abs=1e-12)
@@ -104,7 +109,7 @@ def test_a_token_past_the_clip_gets_no_gradient():
     terms.loss.backward()
     assert terms.loss.item() == pytest.approx(-1.2)
     assert terms.clip_fraction.item() == 1.0
-    assert logprobs.grad.item() == 0.0
+    assert gradient_of(logprobs).item() == 0.0
 
 
 def test_a_token_past_the_clip_on_the_wrong_side_is_pulled_back():
@@ -113,7 +118,17 @@ def test_a_token_past_the_clip_on_the_wrong_side_is_pulled_back():
     terms.loss.backward()
     assert terms.loss.item() == pytest.approx(2.0)
     assert terms.clip_fraction.item() == 0.0
-    assert logprobs.grad.item() == pytest.approx(2.0)
+    assert gradient_of(logprobs).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clipped"),
+    [(1.3, 1.0, 1), (1.25, 1.0, 0), (0.5, 1.0, 0), (0.5, -1.0, 1), (0.85, -1.0, 0), (1.3, -1.0, 0), (2.0, 0.0, 0)],
+)
+def test_a_token_counts_as_clipped_only_in_the_direction_its_advantage_pushes(ratio, advantage, clipped):
+    grpo = GRPO(kl_coef=0, clip_high=0.28)
+    logprobs, one = torch.tensor([[math.log(ratio)]]), torch.ones(1, 1)
+    assert policy_loss(logprobs, one * advantage, one, one, grpo, torch.zeros(1, 1)).clip_fraction.item() == clipped
 
 
 @pytest.mark.parametrize(
@@ -133,7 +148,7 @@ def test_on_policy_the_gradient_of_the_objective_is_the_advantage(advantage):
     terms = policy_loss(logprobs, torch.tensor([[advantage]]), torch.ones(1, 2), torch.full((1, 1), 0.5), NO_KL)
     (-terms.loss).backward()
     assert terms.loss.item() == -advantage
-    assert logprobs.grad.tolist() == [[0.5 * advantage, 0.5 * advantage]]
+    assert gradient_of(logprobs).tolist() == [[0.5 * advantage, 0.5 * advantage]]
     assert terms.clip_fraction.item() == 0.0
 
 
@@ -167,12 +182,13 @@ def test_whatever_stands_in_the_padding_changes_nothing(garbage, on_policy):
     dirty = {name: tensor.clone() for name, tensor in clean.items()}
     for name in ("logprobs", "old_logprobs", "ref_logprobs"):
         dirty[name][clean["completion_mask"] == 0] = garbage
+    losses = []
     for step in (clean, dirty):
         step["logprobs"].requires_grad_()
-        step["terms"] = loss_of(step, GRPO(), on_policy=on_policy)  # pyright: ignore[reportArgumentType]
-        step["terms"].loss.backward()  # pyright: ignore[reportAttributeAccessIssue]
-    assert dirty["terms"].loss.item() == clean["terms"].loss.item()  # pyright: ignore[reportAttributeAccessIssue]
-    assert torch.equal(dirty["logprobs"].grad, clean["logprobs"].grad)
+        losses.append(loss_of(step, GRPO(), on_policy=on_policy).loss)
+        losses[-1].backward()
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(gradient_of(dirty["logprobs"]), gradient_of(clean["logprobs"]))
 
 
 def test_equal_rewards_leave_only_the_pull_of_the_kl():

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_the_page_holds_results_curves_domains_items_and_provenance(page):
     for expected in (
         "after is better than before by 41.2 points", "83.1\u202f%", "majority_letter", "95\u202f% interval",
         "Completion length", "KL to the reference", "Accuracy by modality", "Magnetic resonance imaging",
-        "Wrong before, right after", "Right before, wrong after", "group_size: 8", "step-000120", "f" * 64,
+        "Wrong before, right after", "Right before, wrong after", "group_size: 8", "step-000120", "f" * 64, "67 min",
         "2.13.0", "Read this first",
     ):  # fmt: skip
         assert expected in page.text, expected
@@ -78,6 +79,17 @@ def test_the_page_holds_results_curves_domains_items_and_provenance(page):
 
 def test_evaluations_stand_in_the_order_they_were_made(page):
     assert page.text.index("before") < page.text.index("after minus before")
+
+
+def test_without_a_start_time_the_evaluation_whose_summary_is_older_comes_first(finished_run, tmp_path):
+    run = Run.create(tmp_path / "run", {"seed": 1}, {})
+    for age, (name, skill) in enumerate({"a-later": "after", "z-first": "before"}.items()):
+        evaluation = rewrite_evaluation(finished_run / "eval" / skill, run.path / "eval" / name)
+        summary = {**read_summary(evaluation), "name": name, "started": None}
+        write_json_atomically(evaluation / "summary.json", summary)
+        os.utime(evaluation / "summary.json", (1_700_000_000 - age, 1_700_000_000 - age))
+    page = Page(write_report([run.path], tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "a-later is better than z-first" in page.text
 
 
 def test_the_page_needs_nothing_from_outside(page):

@@ -1,8 +1,10 @@
+import dataclasses
 import shutil
 
 import pytest
 
 from medrl.report.page import write_report
+from medrl.runs import append_records, read_records, read_summary, write_json_atomically
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -41,3 +43,23 @@ def test_the_report_reads_well_without_scripts_network_or_sideways_scrolling(
     )
     assert page.evaluate(too_small) == 0
     page.close()
+
+
+def test_names_and_texts_without_a_break_do_not_push_the_page_sideways(browser, finished_run, tmp_path):
+    word = "W" * 300
+    names = {"modality": word, "question_type": word, "source": word, "question": word, "completion": word}
+    old = finished_run / "eval" / "after"
+    options = (word, word, word, word)
+    records = [dataclasses.replace(record, **names, options=options) for record in read_records(old)]
+    for name in ("first", "second"):
+        append_records(tmp_path / name, records)
+        blind = [{**entry, "name": word} for entry in read_summary(old)["blind"][:1]]
+        summary = {"name": f"{name}{word}", word: word, "nested": {word: [word] * 3}, "blind": blind}
+        write_json_atomically(tmp_path / name / "summary.json", summary)
+    report = write_report([tmp_path / "first", tmp_path / "second"], tmp_path / "report.html")
+    for width in (375, 1440):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(report.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.close()

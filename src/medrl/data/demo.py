@@ -174,7 +174,9 @@ VOLUMES: tuple[Volume, ...] = tuple(
         package="nilearn",
         license=MNI,
         load=cache(
-            lambda part=part: _nifti("nilearn", "datasets", "data", f"mni_icbm152_{part}_tal_nlin_sym_09a_converted.nii.gz")
+            lambda part=part: _nifti(
+                "nilearn", "datasets", "data", f"mni_icbm152_{part}_tal_nlin_sym_09a_converted.nii.gz"
+            )
         ),
         facts={"modality": "MRI", "anatomy": "brain", "kind": kind},
         mm=1.0,

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def evaluate(
     out = Path(out)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     done = _finished(out, {example.id: ask(example) for example in examples})
-    started = time.monotonic()
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     missing = [example for example in examples if example.id not in done]
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     console = Console(file=sys.stderr)
@@ -97,7 +98,8 @@ def evaluate(
         **_against_blind(ordered, examples, train_examples),
         **describe_versions(),
         **describe_machine(),
-        "seconds": time.monotonic() - started,
+        "started": started,
+        "seconds": time.monotonic() - clock,
     }
     write_json_atomically(out / "summary.json", summary)
     return Evaluation(records=ordered, summary=summary)

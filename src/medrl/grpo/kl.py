@@ -11,6 +11,6 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     Source: Schulman, "Approximating KL divergence" (2020), estimator k3; DeepSeekMath, arXiv 2402.03300, eq. 4.
     """
     log_ratio = ref_logprobs - logprobs
-    # expm1(x) - x keeps the digits that exp(x) - x - 1 loses near 0, where the policy starts; what rounding is left
-    # below 0 is clamped.
+    # expm1(x) - x keeps the digits that exp(x) - x - 1 loses near 0, where the policy starts. The clamp is for devices
+    # whose expm1 is off by an ulp.
     return (torch.expm1(log_ratio) - log_ratio).clamp(min=0.0)

@@ -12,7 +12,11 @@ from medrl.policy.policy import EncodedPrompt, Policy
 
 
 def naive_logprobs(
-    policy: Policy, encoded: Sequence[EncodedPrompt], completions: Sequence[Sequence[Sequence[int]]], *, temperature: float = 1.0
+    policy: Policy,
+    encoded: Sequence[EncodedPrompt],
+    completions: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperature: float = 1.0,
 ) -> list[Tensor]:
     """R tensors (T_i,): log-probabilities of each completion, group by group, one full forward pass each."""
     with policy.using_attention("eager"):

@@ -1,8 +1,8 @@
 """The policy: a vision-language model, its processor, and the few things training asks of them.
 
-    policy = Policy.load("Qwen/Qwen2-VL-2B-Instruct")
-    encoded = policy.encode(prompts)
-    scored = policy.logprobs(encoded, completions)      # one packed pass, image and prompt once per group
+policy = Policy.load("Qwen/Qwen2-VL-2B-Instruct")
+encoded = policy.encode(prompts)
+scored = policy.logprobs(encoded, completions)      # one packed pass, image and prompt once per group
 """
 
 import copy
@@ -90,7 +90,9 @@ class Policy:
     def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "dense") -> None:
         model_type = model.config.model_type
         if model_type not in FAMILIES:
-            raise PolicyError(f"models of type {model_type!r} are not supported; supported: {', '.join(sorted(FAMILIES))}")
+            raise PolicyError(
+                f"models of type {model_type!r} are not supported; supported: {', '.join(sorted(FAMILIES))}"
+            )
         self.model = model
         self.processor = processor
         self.source = source
@@ -321,7 +323,9 @@ def _check_folder(folder: Path) -> None:
             f"tokenizer files of the base model into it, or save both with Policy.save"
         )
     if not (folder / "tokenizer_config.json").is_file():
-        raise PolicyError(f"{folder} has no tokenizer (tokenizer_config.json): copy the base model's tokenizer files into it")
+        raise PolicyError(
+            f"{folder} has no tokenizer (tokenizer_config.json): copy the base model's tokenizer files into it"
+        )
     try:
         json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from medrl.report.tables import (
     read_evaluation,
     run_alarms,
 )
-from medrl.runs import Run, is_evaluation, is_run, read_summary, write_text_atomically
+from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
 
 _FIGURES = {
     "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
@@ -74,7 +75,6 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
         points=text.points,
         points_range=text.points_range,
         p_value=text.p_value,
-        duration=text.duration,
     )
     test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
     page = environment.get_template("report.html.jinja").render(
@@ -121,7 +121,12 @@ def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:
 
 def _evaluations_in_order(run: Run) -> list[Path]:
     """As they were made: the first one is what the others are compared with."""
-    return sorted(run.evals().values(), key=lambda path: str(read_summary(path).get("started") or ""))
+
+    def started(path: Path) -> str:
+        written = datetime.fromtimestamp((path / SUMMARY).stat().st_mtime, UTC)
+        return str(read_summary(path).get("started") or written.isoformat())
+
+    return sorted(run.evals().values(), key=started)
 
 
 def _owner(path: Path) -> str:
@@ -215,6 +220,8 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             rows += _flatten(value, f"{name}.")
+        elif key == "seconds" and isinstance(value, int | float):
+            rows.append((f"{prefix}wall-clock", text.duration(value)))
         elif isinstance(value, list):
             rows.append((name, ", ".join(map(str, value)) or text.UNKNOWN))
         else:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from medrl.errors import RunError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.intervals import Interval, wilson
 from medrl.evaluation.metrics import summarize
 from medrl.report.text import p_value, percent, percent_range, points, points_range
-from medrl.runs import read_records, read_summary
+from medrl.runs import SUMMARY, read_records, read_summary
 from medrl.types import EvalRecord
 
 Field = Literal["modality", "question_type", "source"]
@@ -39,7 +40,12 @@ class Evaluation:
     @property
     def blind(self) -> dict[str, Mapping[str, bool]]:
         """Which examples each baseline has right, by its name."""
-        return {entry["name"]: entry["correct"] for entry in self.summary.get("blind") or []}
+        entries = self.summary.get("blind") or []
+        if not all(isinstance(entry.get("correct"), dict) and "name" in entry for entry in entries):
+            raise RunError(
+                f"{self.path / SUMMARY}: each entry of 'blind' needs a name and 'correct' by id; evaluate it anew"
+            )
+        return {entry["name"]: entry["correct"] for entry in entries}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,10 +61,8 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def duration(seconds: float | None) -> str:
-    """``4000`` -> ``1 h 07 min``."""
-    if seconds is None:
-        return UNKNOWN
+def duration(seconds: float) -> str:
+    """``7500`` -> ``2 h 05 min``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

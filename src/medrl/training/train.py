@@ -1,4 +1,4 @@
-"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and supervised training."""
+"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for GRPO and supervised training."""
 
 import functools
 import time
@@ -162,9 +162,7 @@ def save(
         "seconds": seconds,
     }
     manifest = {"data": run.provenance.get("data_fingerprint"), **describe_versions()}
-    return save_checkpoint(
-        run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints
-    )
+    return save_checkpoint(run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints)
 
 
 def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler) -> tuple[int, float]:
@@ -174,7 +172,7 @@ def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler) -> tup
     """
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
-        run.truncate({name: 0 for name in run.offsets()})
+        run.truncate(dict.fromkeys(run.offsets(), 0))
         return 0, 0.0
     tensors, state = load_state(checkpoint)
     policy.restore(checkpoint)

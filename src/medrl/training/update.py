@@ -1,7 +1,7 @@
 """One optimizer step over packed groups -> Update.
 
-The step's loss is one sum over all its completion tokens, with weights fixed before it is cut into micro-batches, so the
-gradient does not depend on the cut.
+The step's loss is one sum over all its completion tokens, with weights fixed before it is cut into micro-batches, so
+the gradient does not depend on the cut.
 """
 
 import math
@@ -84,7 +84,8 @@ def update_policy(
 ) -> Update:
     """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
 
-    Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; no weight has changed then.
+    Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; that update has changed no
+    weight then (with several updates per rollout, earlier ones have).
     """
     micro_batches = cut(policy, batch, objective, tokens_per_micro_batch)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
@@ -181,7 +182,12 @@ class Terms:
 
 
 def _grpo(
-    policy: Policy, micro_batch: MicroBatch, scored: ScoredCompletions, objective: GRPO, temperature: float, old: Tensor | None
+    policy: Policy,
+    micro_batch: MicroBatch,
+    scored: ScoredCompletions,
+    objective: GRPO,
+    temperature: float,
+    old: Tensor | None,
 ) -> Terms:
     ref_logprobs = None
     if objective.kl_coef > 0:
@@ -202,7 +208,12 @@ def _grpo(
 
 
 def _sft(
-    policy: Policy, micro_batch: MicroBatch, scored: ScoredCompletions, objective: SFT, temperature: float, old: Tensor | None
+    policy: Policy,
+    micro_batch: MicroBatch,
+    scored: ScoredCompletions,
+    objective: SFT,
+    temperature: float,
+    old: Tensor | None,
 ) -> Terms:
     loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
     return Terms(loss, float(loss.detach()), 0.0, 0.0)

@@ -1,10 +1,14 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens, and three-axis rotary positions."""
 
 from collections.abc import Sequence
+from types import MethodType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import NAME, Visibility
@@ -23,6 +27,8 @@ class Qwen2VL:
         # Our own attention in the language model; the vision tower stays on transformers' SDPA.
         text_config._attn_implementation = NAME
         model.config.vision_config._attn_implementation = "sdpa"
+        for block in model.model.visual.blocks:
+            block.attn.forward = MethodType(attend_to_patches, block.attn)
         self.model = model
         self.image_token_id = int(model.config.image_token_id)
         self.context_tokens = int(text_config.max_position_embeddings)
@@ -68,12 +74,16 @@ class Qwen2VL:
         if not pixels:
             return embedded
         parameter = self.head
-        features = self.image_features(torch.cat(list(pixels)).to(parameter.device, parameter.dtype), torch.cat(list(grids)))
+        features = self.image_features(
+            torch.cat(list(pixels)).to(parameter.device, parameter.dtype), torch.cat(list(grids))
+        )
         places = (token_ids == self.image_token_id)[:, None]
         assert int(places.sum()) == len(features), "every image token has its feature"
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
-    def hidden(self, embedded: Tensor, positions: Tensor, visibility: Visibility, cache: object | None = None) -> Tensor:
+    def hidden(
+        self, embedded: Tensor, positions: Tensor, visibility: Visibility, cache: object | None = None
+    ) -> Tensor:
         """(B, T, H) inputs, (3, B, T) positions -> (B, T, H) last hidden states."""
         output = self.model.model.language_model(
             inputs_embeds=embedded,
@@ -83,3 +93,37 @@ class Qwen2VL:
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+
+def attend_to_patches(
+    attention: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: object
+) -> Tensor:
+    """The vision tower's attention with one call for all images of a size, where transformers makes one per image.
+
+    Args:
+        attention: a ``VisionAttention`` module, in whose place this stands.
+        hidden_states: (patches, width), the images end to end.
+        cu_seqlens: (images + 1,) where each image begins.
+        position_embeddings: cosine and sine (patches, head width).
+    """
+    patches = hidden_states.shape[0]
+    qkv = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
+    cos, sin = position_embeddings
+    query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
+    lengths = cu_seqlens.diff()
+    images = len(lengths)
+    same_size = images * int(lengths[0]) == patches and bool((lengths == lengths[0]).all())
+    if same_size:
+        batches = [tuple(x.view(images, -1, *x.shape[1:]) for x in (query, key, qkv[:, 2]))]
+    else:
+        batches = [
+            tuple(part[None] for part in parts)
+            for parts in zip(*(x.split(lengths.tolist()) for x in (query, key, qkv[:, 2])), strict=True)
+        ]
+    attended = [
+        F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=attention.scaling)
+        .transpose(1, 2)
+        .reshape(-1, attention.num_heads * q.shape[-1])
+        for q, k, v in batches
+    ]
+    return attention.proj(torch.cat(attended))
