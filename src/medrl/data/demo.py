@@ -496,7 +496,8 @@ def build_demo(out: Path, *, seed: int = 0) -> dict[Split, StoreInfo]:
     from tempfile import TemporaryDirectory
 
     infos: dict[Split, StoreInfo] = {}
-    for split, n_images in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+    sizes: dict[Split, int] = {"train": TRAIN_IMAGES, "test": TEST_IMAGES}
+    for split, n_images in sizes.items():
         with TemporaryDirectory() as folder:
             examples = build_examples(split, n_images, seed, Path(folder))
             infos[split] = write_store(

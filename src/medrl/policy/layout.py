@@ -6,6 +6,7 @@ the first token of every completion of its group. Every completion continues the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +50,8 @@ class Layout:
         return out.index_put((self.row, self.column), values)
 
     def to(self, device: torch.device | str) -> "Layout":
-        moved = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Layout(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Layout(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in fields.items()})
 
 
 def pack(prompt_positions: Sequence[Tensor], completion_lengths: Sequence[Sequence[int]]) -> Layout:

@@ -8,6 +8,7 @@ are short. Special tokens have Qwen2-VL's own names; the reasoning and answer ta
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,10 +57,11 @@ def train_processor(texts: Iterable[str], *, vocab_size: int = 1024, image_px: i
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    fast.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS])
+    tags: list[str | AddedToken] = [AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS]
+    fast.add_tokens(tags)
     fast.chat_template = CHAT_TEMPLATE
     # One pixel of slack on either side, so that a square image becomes image_px and not the next multiple of 28 below.
-    pixels = {"min_pixels": (image_px - 1) ** 2, "max_pixels": (image_px + 1) ** 2}
+    pixels: Any = {"min_pixels": (image_px - 1) ** 2, "max_pixels": (image_px + 1) ** 2}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=fast,
@@ -130,4 +132,4 @@ def build_model(
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.to(dtype)
+    return torch.nn.Module.to(model, dtype)

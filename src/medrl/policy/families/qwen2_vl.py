@@ -18,7 +18,8 @@ class Qwen2VL:
     """The parts of a Qwen2-VL that the policy and the rollout engine work with."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration) -> None:
-        text_config = model.config.text_config
+        config: Any = model.config  # transformers types its parts as optional dicts
+        text_config = config.text_config
         if set(text_config.layer_types) != {"full_attention"}:
             raise PolicyError(
                 "this Qwen2-VL uses sliding-window attention, which packed training cannot share prefixes under: "
@@ -26,11 +27,12 @@ class Qwen2VL:
             )
         # Our own attention in the language model; the vision tower stays on transformers' SDPA.
         text_config._attn_implementation = NAME
-        model.config.vision_config._attn_implementation = "sdpa"
-        for block in model.model.visual.blocks:
+        config.vision_config._attn_implementation = "sdpa"
+        blocks: Any = model.model.visual.blocks
+        for block in blocks:
             block.attn.forward = MethodType(attend_to_patches, block.attn)
-        self.model = model
-        self.image_token_id = int(model.config.image_token_id)
+        self.model: Any = model
+        self.image_token_id = int(config.image_token_id)
         self.context_tokens = int(text_config.max_position_embeddings)
 
     @property

@@ -1,0 +1,206 @@
+"""``medrl demo``: data -> base -> GRPO, and supervised training of equal length -> evaluation -> report.
+
+Every part is the part a real study uses; only the model is tiny. Killed anywhere, the same command continues.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medrl.data import store
+from medrl.data.demo import build_demo
+from medrl.demo.base import NO_THINK, THINK, base_folder, build_base
+from medrl.errors import SettingsError
+from medrl.evaluation.compare import Comparison, compare, compare_to_blind
+from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
+from medrl.grpo import GRPO
+from medrl.policy.policy import Policy, PolicySettings
+from medrl.report.page import write_report
+from medrl.rollout.sampling import Sampling
+from medrl.runs import Run, read_summary, write_json_atomically
+from medrl.sft import SFT
+from medrl.training.checkpoint import latest_checkpoint
+from medrl.training.optim import Optim
+from medrl.training.recipe import Data, Recipe, run_settings
+from medrl.training.train import Training
+
+STEPS = 120
+GROUP_SIZE = 8
+GRPO_PROMPTS = 16
+SFT_PROMPTS = 64
+"""Prompts per step of the supervised run, so that a step takes about as long as one of GRPO's 16 x 8 completions."""
+MAX_NEW_TOKENS = 40
+
+Say = Callable[[str], None]
+
+
+def run_demo(out: Path, *, seed: int = 0, rebuild_base: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Run the demo into ``out`` and return what ``out/summary.json`` holds."""
+    started = time.monotonic()
+    say: Say = (lambda _: None) if quiet else _print
+    _check_seed(out, seed)
+    train, test = build_stores(out / "data", say)
+    base = choose_base(out, rebuild_base, say, quiet)
+
+    say(f"GRPO: {STEPS} steps of {GRPO_PROMPTS} prompts x {GROUP_SIZE} completions, no reference rationales")
+    grpo_run = run_settings(grpo_recipe(base, train, seed), out=out / "grpo", resume="auto", quiet=quiet)
+    say(f"Supervised fine-tuning of the same base: {STEPS} steps of {SFT_PROMPTS} prompts")
+    sft_run = run_settings(sft_recipe(base, train, seed), out=out / "sft", resume="auto", quiet=quiet)
+
+    think = EvalSettings(mode="think", template=THINK, max_new_tokens=MAX_NEW_TOKENS, batch_size=64)
+    no_think = EvalSettings(mode="no_think", template=NO_THINK, max_new_tokens=MAX_NEW_TOKENS, batch_size=64)
+    say("Evaluation on held-out images")
+    before = _evaluate(base, test, train, out / "eval" / "base", think, quiet)
+    sft = _evaluate(_newest(sft_run), test, train, out / "eval" / "sft", no_think, quiet)
+    grpo = _evaluate(_newest(grpo_run), test, train, out / "eval" / "grpo", think, quiet)
+
+    page = write_report(
+        [out / "eval" / "base", out / "eval" / "sft", out / "eval" / "grpo", out / "grpo", out / "sft"],
+        out / "report.html",
+    )
+    summary = summarize(before, sft, grpo, seconds=time.monotonic() - started)
+    summary |= {
+        "seed": seed,
+        "training_seconds": {"grpo": grpo_run.provenance["seconds"], "sft": sft_run.provenance["seconds"]},
+        "report": str(page),
+    }
+    write_json_atomically(out / "summary.json", summary)
+    if not quiet:
+        show(summary, out)
+    return summary
+
+
+def build_stores(out: Path, say: Say) -> tuple[Path, Path]:
+    """The train and the test store, made when they are not there yet."""
+    if not (out / "test" / "store.json").exists():
+        say("Drawing the demo data from images that installed packages ship (nothing is downloaded)")
+        build_demo(out)
+    for split in ("train", "test"):
+        info = store.read_info(out / split)
+        counts = ", ".join(f"{name} {n}" for name, n in info.modalities.items())
+        say(f"  {split}: {info.rows} questions on {info.images} images ({counts})")
+    for name, package, license in store.read_info(out / "train").extra["sources"]:
+        say(f"    {name}, from {package}: {license}")
+    return out / "train", out / "test"
+
+
+def choose_base(out: Path, rebuild: bool, say: Say, quiet: bool) -> Path:
+    """The shipped base, or one trained from nothing."""
+    if not rebuild:
+        return base_folder()
+    if not (out / "base" / "README.md").exists():
+        say("Training the base from nothing: describing and matching, apart")
+        build_base(out / "base", quiet=quiet)
+    return out / "base"
+
+
+def grpo_recipe(base: Path, train: Path, seed: int) -> Recipe:
+    """Reinforcement on the letter and the form, in think mode."""
+    return Recipe(
+        method="grpo",
+        policy=PolicySettings(model=str(base), dtype="float32"),
+        data=Data(train=train),
+        grpo=GRPO(group_size=GROUP_SIZE, kl_coef=0.0),
+        training=Training(
+            steps=STEPS,
+            prompts_per_step=GRPO_PROMPTS,
+            mode="think",
+            template=THINK,
+            sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS),
+            optim=Optim(lr=3e-4, schedule="linear", warmup_steps=5),
+            save_every=40,
+            seed=seed,
+        ),
+    )
+
+
+def sft_recipe(base: Path, train: Path, seed: int) -> Recipe:
+    """Imitation of the right letter, without reasoning: the papers' baseline, on the same base and data."""
+    recipe = grpo_recipe(base, train, seed)
+    training = recipe.training.model_copy(
+        update={"prompts_per_step": SFT_PROMPTS, "mode": "no_think", "template": NO_THINK}
+    )
+    return recipe.model_copy(update={"method": "sft", "sft": SFT(), "training": training})
+
+
+def summarize(before: Evaluation, sft: Evaluation, grpo: Evaluation, *, seconds: float) -> dict[str, Any]:
+    """The figures of ``summary.json``; shares of 1, not percent."""
+    best = max(grpo.summary["blind"], key=lambda blind: blind["accuracy"]["value"])
+    over_base = compare(before.records, grpo.records, a_name="base", b_name="GRPO")
+    over_blind = compare_to_blind(grpo.records, best["correct"], name="GRPO", blind_name=best["name"])
+    over_sft = compare(sft.records, grpo.records, a_name="SFT", b_name="GRPO")
+    return {
+        "base": _figures(before),
+        "sft": _figures(sft),
+        "grpo": _figures(grpo),
+        "blind": {"name": best["name"], "accuracy": best["accuracy"]["value"]},
+        "gain_over_base": _gain(over_base),
+        "gain_over_blind": _gain(over_blind),
+        "gain_over_sft": _gain(over_sft),
+        "verdicts": [over_base.verdict, over_blind.verdict, over_sft.verdict],
+        "seconds": seconds,
+    }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    return {**evaluation.summary["accuracy"], "well_formed": evaluation.summary["well_formed"]} | {
+        "accuracy": evaluation.summary["accuracy"]["value"]
+    }
+
+
+def _gain(comparison: Comparison) -> dict[str, Any]:
+    interval = comparison.difference
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _evaluate(model: Path, test: Path, train: Path, out: Path, settings: EvalSettings, quiet: bool) -> Evaluation:
+    policy = Policy.load(model, dtype="float32")
+    return evaluate_store(policy, test, out=out, model=str(model), train=train, settings=settings, quiet=quiet)
+
+
+def _newest(run: Run) -> Path:
+    checkpoint = latest_checkpoint(run.checkpoints)
+    assert checkpoint is not None, "a finished run has a checkpoint"
+    return checkpoint
+
+
+def _check_seed(out: Path, seed: int) -> None:
+    if (out / "summary.json").exists() and read_summary(out).get("seed") != seed:
+        raise SettingsError(f"{out} holds a demo of another seed: choose another --out, or delete that folder")
+
+
+def show(summary: dict[str, Any], out: Path) -> None:
+    """The closing table: what came out, where it lies, what to type next."""
+    table = Table(title="Held-out questions answered rightly", title_justify="left")
+    for heading in ("", "accuracy", "95 % interval", "well-formed"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    names = {
+        "base": "base (think)",
+        "sft": f"+ SFT, {summary['training_seconds']['sft']:.0f} s (letter only)",
+        "grpo": f"+ GRPO, {summary['training_seconds']['grpo']:.0f} s (think)",
+    }
+    table.add_row(f"best blind baseline: {summary['blind']['name']}", f"{summary['blind']['accuracy']:.1%}", "", "")
+    for key, name in names.items():
+        row = summary[key]
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        table.add_row(name, f"{row['accuracy']:.1%}", interval, f"{row['well_formed']:.1%}")
+    console = Console(highlight=False)
+    console.print(table)
+    for verdict in summary["verdicts"]:
+        console.print(f"- {verdict}")
+    console.print(
+        f"\n{summary['base']['n']} questions, {summary['seconds']:.0f} s in all. Overlapping crops of a few source images: "
+        "these intervals speak of this data set, not of new patients.\n\n"
+        f"Look:   {out / 'report.html'}\n"
+        f"Data:   {out / 'data'}   Runs: {out / 'grpo'}, {out / 'sft'}   Evaluations: {out / 'eval'}\n"
+        "Next:   the real thing, Qwen2-VL-2B on OmniMedVQA: medrl train recipes/med-r1-ct-think.yaml --out runs/ct\n"
+        "Research use only; model-generated reasoning is not an explanation of the model."
+    )
+
+
+def _print(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text)
