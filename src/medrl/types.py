@@ -172,3 +172,8 @@ class EvalRecord:
 def image_cluster(images: Sequence[str | Path]) -> str:
     """Key under which questions about the same image(s) belong together."""
     return "|".join(str(image) for image in images)
+
+
+def relative_to(image: Path, root: str | Path | None) -> str:
+    """``image`` as written into records: relative to ``root`` where it lies under it, else as it is."""
+    return str(image.relative_to(root)) if root is not None and image.is_relative_to(root) else str(image)

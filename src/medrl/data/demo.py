@@ -16,12 +16,13 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from medrl.data.store import StoreInfo, write_store
+from medrl.data.store import StoreInfo, read_info, write_store
 from medrl.errors import MissingExtraError
 from medrl.types import LETTERS, Example
 
@@ -491,13 +492,16 @@ def licenses() -> list[tuple[str, str, str]]:
     return [(source.name, source.package, source.license) for source in SOURCES]
 
 
-def build_demo(out: Path, *, seed: int = 0) -> dict[Split, StoreInfo]:
-    """Write the stores ``out/train`` and ``out/test``."""
-    from tempfile import TemporaryDirectory
-
+def build_demo(
+    out: Path, *, seed: int = 0, train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES
+) -> dict[Split, StoreInfo]:
+    """Write the stores ``out/train`` and ``out/test``; one that is there already stays."""
     infos: dict[Split, StoreInfo] = {}
-    sizes: dict[Split, int] = {"train": TRAIN_IMAGES, "test": TEST_IMAGES}
+    sizes: dict[Split, int] = {"train": train_images, "test": test_images}
     for split, n_images in sizes.items():
+        if (out / split / "store.json").exists():  # an earlier call was stopped after this one
+            infos[split] = read_info(out / split)
+            continue
         with TemporaryDirectory() as folder:
             examples = build_examples(split, n_images, seed, Path(folder))
             infos[split] = write_store(

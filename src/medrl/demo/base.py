@@ -140,7 +140,7 @@ def imitate(
 
 
 def letter_nll(nll: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over completions of the letter's term: the third token from the end, before ``</answer>`` and end of turn."""
+    """Mean over completions of the letter's term: third token from the end, before ``</answer>`` and end of turn."""
     rows = torch.arange(len(targets))
     return nll[rows, torch.tensor([len(ids) - 3 for ids in targets])].mean()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medrl.data import store
-from medrl.data.demo import build_demo
+from medrl.data.demo import TEST_IMAGES, TRAIN_IMAGES, build_demo
 from medrl.demo.base import NO_THINK, THINK, base_folder, build_base
 from medrl.errors import SettingsError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
@@ -38,18 +38,33 @@ MAX_NEW_TOKENS = 40
 Say = Callable[[str], None]
 
 
-def run_demo(out: Path, *, seed: int = 0, rebuild_base: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Run the demo into ``out`` and return what ``out/summary.json`` holds."""
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    images: tuple[int, int] = (TRAIN_IMAGES, TEST_IMAGES),
+    rebuild_base: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run the demo into ``out`` and return what ``out/summary.json`` holds.
+
+    Args:
+        seed: of the training runs; the data and the base are always the same.
+        steps: of both training runs.
+        images: how many train and test images to draw.
+        rebuild_base: train the base from nothing instead of taking the shipped one.
+    """
     started = time.monotonic()
     say: Say = (lambda _: None) if quiet else _print
     _check_seed(out, seed)
-    train, test = build_stores(out / "data", say)
+    train, test = build_stores(out / "data", images, say)
     base = choose_base(out, rebuild_base, say, quiet)
 
-    say(f"GRPO: {STEPS} steps of {GRPO_PROMPTS} prompts x {GROUP_SIZE} completions, no reference rationales")
-    grpo_run = run_settings(grpo_recipe(base, train, seed), out=out / "grpo", resume="auto", quiet=quiet)
-    say(f"Supervised fine-tuning of the same base: {STEPS} steps of {SFT_PROMPTS} prompts")
-    sft_run = run_settings(sft_recipe(base, train, seed), out=out / "sft", resume="auto", quiet=quiet)
+    say(f"GRPO: {steps} steps of {GRPO_PROMPTS} prompts x {GROUP_SIZE} completions, no reference rationales")
+    grpo_run = run_settings(grpo_recipe(base, train, seed, steps), out=out / "grpo", resume="auto", quiet=quiet)
+    say(f"Supervised fine-tuning of the same base: {steps} steps of {SFT_PROMPTS} prompts")
+    sft_run = run_settings(sft_recipe(base, train, seed, steps), out=out / "sft", resume="auto", quiet=quiet)
 
     think = EvalSettings(mode="think", template=THINK, max_new_tokens=MAX_NEW_TOKENS, batch_size=64)
     no_think = EvalSettings(mode="no_think", template=NO_THINK, max_new_tokens=MAX_NEW_TOKENS, batch_size=64)
@@ -74,11 +89,10 @@ def run_demo(out: Path, *, seed: int = 0, rebuild_base: bool = False, quiet: boo
     return summary
 
 
-def build_stores(out: Path, say: Say) -> tuple[Path, Path]:
+def build_stores(out: Path, images: tuple[int, int], say: Say) -> tuple[Path, Path]:
     """The train and the test store, made when they are not there yet."""
-    if not (out / "test" / "store.json").exists():
-        say("Drawing the demo data from images that installed packages ship (nothing is downloaded)")
-        build_demo(out)
+    say("Demo data, drawn from images that installed packages ship (nothing is downloaded)")
+    build_demo(out, train_images=images[0], test_images=images[1])
     for split in ("train", "test"):
         info = store.read_info(out / split)
         counts = ", ".join(f"{name} {n}" for name, n in info.modalities.items())
@@ -98,7 +112,7 @@ def choose_base(out: Path, rebuild: bool, say: Say, quiet: bool) -> Path:
     return out / "base"
 
 
-def grpo_recipe(base: Path, train: Path, seed: int) -> Recipe:
+def grpo_recipe(base: Path, train: Path, seed: int, steps: int = STEPS) -> Recipe:
     """Reinforcement on the letter and the form, in think mode."""
     return Recipe(
         method="grpo",
@@ -106,7 +120,7 @@ def grpo_recipe(base: Path, train: Path, seed: int) -> Recipe:
         data=Data(train=train),
         grpo=GRPO(group_size=GROUP_SIZE, kl_coef=0.0),
         training=Training(
-            steps=STEPS,
+            steps=steps,
             prompts_per_step=GRPO_PROMPTS,
             mode="think",
             template=THINK,
@@ -118,9 +132,9 @@ def grpo_recipe(base: Path, train: Path, seed: int) -> Recipe:
     )
 
 
-def sft_recipe(base: Path, train: Path, seed: int) -> Recipe:
+def sft_recipe(base: Path, train: Path, seed: int, steps: int = STEPS) -> Recipe:
     """Imitation of the right letter, without reasoning: the papers' baseline, on the same base and data."""
-    recipe = grpo_recipe(base, train, seed)
+    recipe = grpo_recipe(base, train, seed, steps)
     training = recipe.training.model_copy(
         update={"prompts_per_step": SFT_PROMPTS, "mode": "no_think", "template": NO_THINK}
     )
@@ -193,8 +207,8 @@ def show(summary: dict[str, Any], out: Path) -> None:
     for verdict in summary["verdicts"]:
         console.print(f"- {verdict}")
     console.print(
-        f"\n{summary['base']['n']} questions, {summary['seconds']:.0f} s in all. Overlapping crops of a few source images: "
-        "these intervals speak of this data set, not of new patients.\n\n"
+        f"\n{summary['base']['n']} questions, {summary['seconds']:.0f} s in all. Overlapping crops of a few source "
+        "images: these intervals speak of this data set, not of new patients.\n\n"
         f"Look:   {out / 'report.html'}\n"
         f"Data:   {out / 'data'}   Runs: {out / 'grpo'}, {out / 'sft'}   Evaluations: {out / 'eval'}\n"
         "Next:   the real thing, Qwen2-VL-2B on OmniMedVQA: medrl train recipes/med-r1-ct-think.yaml --out runs/ct\n"

@@ -24,7 +24,7 @@ from medrl.rewards import from_weights
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.runs import RECORDS, append_records, read_records, write_json_atomically
-from medrl.types import Completion, EvalRecord, Example, Mode, Prompt
+from medrl.types import Completion, EvalRecord, Example, Mode, Prompt, relative_to
 
 PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
 
@@ -164,7 +164,7 @@ def make_record(example: Example, prompt: Prompt, completion: Completion, root: 
         modality=example.modality,
         question_type=example.question_type,
         patient=example.patient,
-        images=tuple(_relative(image, root) for image in example.images),
+        images=tuple(relative_to(image, root) for image in example.images),
         question=example.question,
         options=example.options,
         mode=prompt.mode,
@@ -202,7 +202,3 @@ def _against_blind(
         "blind": [result.as_dict() for result in results],
         "comparison_to_blind": compare_to_blind(records, best).as_dict(),
     }
-
-
-def _relative(image: Path, root: str | Path | None) -> str:
-    return str(image.relative_to(root)) if root is not None and image.is_relative_to(root) else str(image)

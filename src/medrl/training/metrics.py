@@ -1,11 +1,12 @@
 """A step's numbers under the names of house.md, which are TRL's where TRL has one."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from medrl.training.update import Update
-from medrl.types import Groups
+from medrl.types import Groups, relative_to
 
 
 def step_metrics(groups: Groups, update: Update) -> dict[str, Any]:
@@ -57,13 +58,15 @@ def _lengths(groups: Groups) -> dict[str, float]:
     }
 
 
-def rollout_rows(step: int, groups: Groups, advantages: Iterable[Iterable[float]]) -> list[dict[str, Any]]:
-    """Rows of rollouts.jsonl: every completion with its reward, parts and advantage."""
+def rollout_rows(
+    step: int, groups: Groups, advantages: Iterable[Iterable[float]], root: Path | None = None
+) -> list[dict[str, Any]]:
+    """Rows of rollouts.jsonl: every completion with its reward, parts and advantage; images relative to ``root``."""
     return [
         {
             "step": step,
             "prompt_id": group.prompt.id,
-            "images": [image.name for image in group.prompt.images],
+            "images": [relative_to(image, root) for image in group.prompt.images],
             "completion": rollout.completion.text,
             "finish_reason": rollout.completion.finish_reason,
             "reward": rollout.score.value,

@@ -70,6 +70,7 @@ def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet
         settings=settings.training,
         recipe=dump_settings(settings),
         provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)},
+        root=settings.data.train,
         resume=resume,
         quiet=quiet,
     )

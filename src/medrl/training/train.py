@@ -59,6 +59,7 @@ def train(
     settings: Training | None = None,
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    root: Path | None = None,
     resume: Resume = "never",
     quiet: bool = False,
     **options: Any,
@@ -72,6 +73,7 @@ def train(
         settings: see ``Training``; or give its fields as keyword arguments.
         recipe: what the run folder keeps as its recipe; None keeps the settings.
         provenance: facts to keep beside it, e.g. the data's fingerprint.
+        root: folder that image paths in rollouts.jsonl are relative to (the store).
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
 
     Raises:
@@ -111,7 +113,7 @@ def train(
             clock.lap("update")
             row = {"step": step, **step_metrics(groups, update), **clock.times(update.tokens)}
             run.append_metrics({**row, "eta_s": progress.advance(row)})
-            run.append_rollouts(rollout_rows(step, groups, advantages.tolist()))
+            run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), root))
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 seconds = seconds_before + time.monotonic() - started
                 save(run, step + 1, policy, optimizer, sampler, settings, seconds)
