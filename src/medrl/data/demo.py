@@ -167,7 +167,7 @@ def stretch(pixels: np.ndarray) -> np.ndarray:
 
 MNI = "MNI ICBM152 2009a, (C) 1993-2009 L. Collins, McGill: free use with this notice"
 BSD, MIT = "BSD-3-Clause (scikit-image)", "MIT (pydicom test files)"
-T1, GRAY, WHITE = "T1-weighted image", "gray-matter map", "white-matter map"
+T1, GRAY, WHITE = "T1-weighted", "gray-matter map", "white-matter map"
 
 VOLUMES: tuple[Volume, ...] = tuple(
     Volume(
@@ -450,12 +450,13 @@ def draw(split: Split, rng: np.random.Generator) -> tuple[View, tuple[str, ...]]
     return able[int(rng.integers(len(able)))].render(split, rng), asked
 
 
-DESCRIBED = (("modality", "modality"), ("anatomy", "shows"), ("plane", "plane"), ("kind", "kind"))
+DESCRIBED = ("modality", "anatomy", "plane", "kind")
 
 
 def describe(facts: Facts) -> str:
-    """What is known of an image, as one line: ``modality: MRI; shows: brain; plane: axial; kind: gray-matter map``."""
-    return "; ".join(f"{label}: {facts[fact]}" for fact, label in DESCRIBED if fact in facts)
+    """What is known of an image, in one line: ``seen: MRI, brain, axial, gray-matter map``."""
+    # The lead-in puts a blank before every fact, so that a fact has the same tokens here as among options.
+    return "seen: " + ", ".join(facts[fact] for fact in DESCRIBED if fact in facts)
 
 
 # ---------------------------------------------------------------- stores

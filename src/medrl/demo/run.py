@@ -13,12 +13,13 @@ from rich.table import Table
 
 from medrl.data import store
 from medrl.data.demo import TEST_IMAGES, TRAIN_IMAGES, build_demo
-from medrl.demo.base import NO_THINK, THINK, base_folder, build_base
+from medrl.demo.base import NO_THINK, THINK, build_base
 from medrl.errors import SettingsError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy, PolicySettings
+from medrl.policy.resolve import DEMO_BASE
 from medrl.report.page import write_report
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, read_summary, write_json_atomically
@@ -102,21 +103,21 @@ def build_stores(out: Path, images: tuple[int, int], say: Say) -> tuple[Path, Pa
     return out / "train", out / "test"
 
 
-def choose_base(out: Path, rebuild: bool, say: Say, quiet: bool) -> Path:
+def choose_base(out: Path, rebuild: bool, say: Say, quiet: bool) -> str:
     """The shipped base, or one trained from nothing."""
     if not rebuild:
-        return base_folder()
+        return DEMO_BASE
     if not (out / "base" / "README.md").exists():
         say("Training the base from nothing: describing and matching, apart")
         build_base(out / "base", quiet=quiet)
-    return out / "base"
+    return str(out / "base")
 
 
-def grpo_recipe(base: Path, train: Path, seed: int, steps: int = STEPS) -> Recipe:
+def grpo_recipe(base: str, train: Path, seed: int, steps: int = STEPS) -> Recipe:
     """Reinforcement on the letter and the form, in think mode."""
     return Recipe(
         method="grpo",
-        policy=PolicySettings(model=str(base), dtype="float32"),
+        policy=PolicySettings(model=base, dtype="float32"),
         data=Data(train=train),
         grpo=GRPO(group_size=GROUP_SIZE, kl_coef=0.0),
         training=Training(
@@ -132,7 +133,7 @@ def grpo_recipe(base: Path, train: Path, seed: int, steps: int = STEPS) -> Recip
     )
 
 
-def sft_recipe(base: Path, train: Path, seed: int, steps: int = STEPS) -> Recipe:
+def sft_recipe(base: str, train: Path, seed: int, steps: int = STEPS) -> Recipe:
     """Imitation of the right letter, without reasoning: the papers' baseline, on the same base and data."""
     recipe = grpo_recipe(base, train, seed, steps)
     training = recipe.training.model_copy(
@@ -171,15 +172,15 @@ def _gain(comparison: Comparison) -> dict[str, Any]:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def _evaluate(model: Path, test: Path, train: Path, out: Path, settings: EvalSettings, quiet: bool) -> Evaluation:
+def _evaluate(model: str, test: Path, train: Path, out: Path, settings: EvalSettings, quiet: bool) -> Evaluation:
     policy = Policy.load(model, dtype="float32")
-    return evaluate_store(policy, test, out=out, model=str(model), train=train, settings=settings, quiet=quiet)
+    return evaluate_store(policy, test, out=out, model=model, train=train, settings=settings, quiet=quiet)
 
 
-def _newest(run: Run) -> Path:
+def _newest(run: Run) -> str:
     checkpoint = latest_checkpoint(run.checkpoints)
     assert checkpoint is not None, "a finished run has a checkpoint"
-    return checkpoint
+    return str(checkpoint)
 
 
 def _check_seed(out: Path, seed: int) -> None:

@@ -57,7 +57,7 @@ class Masked:
 class DensePacked:
     """A packed stream as padded groups under a dense mask: the oracle of the faster back ends, and good on a CPU.
 
-    Groups never attend to each other, so the (T, T) mask is only made block by block: (N, L, L) with L the longest group.
+    Groups never attend to each other, so the (T, T) mask is only made block by block: (N, L, L), L the longest group.
     """
 
     def __init__(self, layout: Layout) -> None:

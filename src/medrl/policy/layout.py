@@ -51,7 +51,8 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Layout(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in fields.items()})
+        fields.update({name: v.to(device) for name, v in fields.items() if isinstance(v, Tensor)})
+        return Layout(**fields)
 
 
 def pack(prompt_positions: Sequence[Tensor], completion_lengths: Sequence[Sequence[int]]) -> Layout:
@@ -99,7 +100,7 @@ def pack(prompt_positions: Sequence[Tensor], completion_lengths: Sequence[Sequen
 
 
 def visible(layout: Layout) -> Tensor:
-    """(T, T) True where query (row) may attend to key (column): earlier in its own group, in the prompt or its own branch."""
+    """(T, T) True where query (row) may attend to key (column): earlier, in the prompt or the branch of its own group."""
     order = torch.arange(len(layout.group), device=layout.group.device)
     same_group = layout.group[:, None] == layout.group[None]
     earlier = order[:, None] >= order[None]

@@ -1,7 +1,7 @@
 """Log-probabilities of completion tokens straight from hidden states, a chunk of rows at a time.
 
-No ``(tokens, vocabulary)`` tensor outlives its chunk: the backward pass makes the logits again. Sums over the vocabulary
-are in float32 (float64 for float64 weights), and so is the sum of the weight's gradient over chunks.
+No ``(tokens, vocabulary)`` tensor outlives its chunk: the backward pass makes the logits again. Sums over the
+vocabulary are in float32 (float64 for float64 weights), and so is the sum of the weight's gradient over chunks.
 """
 
 from typing import Any

@@ -10,12 +10,13 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -25,6 +26,7 @@ from medrl.policy.attention import BACK_ENDS
 from medrl.policy.families import FAMILIES
 from medrl.policy.layout import Layout, pack
 from medrl.policy.logprobs import token_logprobs
+from medrl.policy.resolve import resolve_model
 from medrl.settings import Settings
 from medrl.types import Prompt
 
@@ -112,8 +114,8 @@ class Policy:
         max_pixels: int | None = None,
         attention: str = "dense",
     ) -> "Policy":
-        """Open a model folder or hub id. Raises ``PolicyError`` naming what is missing."""
-        source = str(source)
+        """Open a model folder, a hub id, or ``demo-base``. Raises ``PolicyError`` naming what is missing."""
+        source = resolve_model(str(source))
         folder = Path(source)
         if folder.is_dir():
             _check_folder(folder)
@@ -178,7 +180,8 @@ class Policy:
             PromptTooLongError: a prompt does not fit; image tokens are never cut to make it fit.
             ImageError: an image cannot be decoded.
         """
-        encoded = [self._encoded.get(_key(prompt)) or self._encode(prompt) for prompt in prompts]
+        # Two examples may ask the same thing of the same image; each keeps its own name.
+        encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
         for prompt in encoded:
             self._check_fits(prompt, room_tokens)
         return encoded
@@ -335,10 +338,15 @@ def _check_folder(folder: Path) -> None:
 def _from_hub(factory: Any, source: str, **options: Any) -> Any:
     try:
         return factory.from_pretrained(source, **options)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        if Path(source).is_dir():
+            raise PolicyError(
+                f"cannot load the model folder {source}: {reason}. Download or copy the model again, it is not whole"
+            ) from error
         raise PolicyError(
             f"cannot load {source!r}: it is no local folder, and the model hub did not give it "
-            f"({str(error).splitlines()[0]}). Check the name, or download it and give the folder"
+            f"({reason}). Check the name, or download it and give the folder"
         ) from error
 
 

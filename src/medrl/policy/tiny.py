@@ -57,7 +57,7 @@ def train_processor(texts: Iterable[str], *, vocab_size: int = 1024, image_px: i
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tags: list[str | AddedToken] = [AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS]
+    tags: Any = [AddedToken(tag, special=False, normalized=False) for tag in TAG_TOKENS]
     fast.add_tokens(tags)
     fast.chat_template = CHAT_TEMPLATE
     # One pixel of slack on either side, so that a square image becomes image_px and not the next multiple of 28 below.
@@ -128,8 +128,8 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
+        model: Any = Qwen2VLForConditionalGeneration(config)
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return torch.nn.Module.to(model, dtype)
+    return model.to(dtype)

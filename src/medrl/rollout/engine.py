@@ -31,7 +31,7 @@ def generate(
 ) -> list[list[Completion]]:
     """Complete each prompt ``group_size`` times.
 
-    What is drawn for a prompt depends on (seed, step, prompt id, completion index) alone, whatever else is in the batch.
+    What is drawn for a prompt depends on (seed, step, prompt id, completion index) alone, not on the rest of the batch.
 
     Args:
         encoded: the prompts as ``policy.encode`` made them, when the caller has them already.
@@ -137,7 +137,7 @@ def _prompt_mask(encoded: Sequence[EncodedPrompt], group_size: int, width: int, 
 
 
 class KeyValueCache:
-    """A static cache with transformers' ``update``: room for every token is made once, and tokens are written in place."""
+    """A static cache with transformers' ``update``: room for every token is made once, tokens are written in place."""
 
     def __init__(self, policy: Policy, rows: int, width: int) -> None:
         layers, heads, head_width = policy.family.cache_shape

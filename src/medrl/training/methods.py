@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medrl.errors import SettingsError
 from medrl.grpo import GRPO, group_advantages
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask, collect
@@ -35,6 +36,13 @@ class Method:
 
 def grpo(policy: Policy, objective: GRPO, ask: Ask, reward: Reward, sampling: Sampling, seed: int) -> Method:
     """Sample groups and compare each completion with its group."""
+    if sampling.temperature == 0:
+        raise SettingsError(
+            "sampling.temperature is 0 (greedy), so all completions of a prompt would be the same and teach nothing; "
+            "the papers sample at 1"
+        )
+    if objective.kl_coef > 0:
+        _ = policy.reference  # loaded here: what is wrong with it shows before a run folder is made
     return Method(
         collect=lambda examples, step: collect(
             policy, examples, ask, reward, sampling, group_size=objective.group_size, seed=seed, step=step

@@ -38,7 +38,7 @@ class Recipe(Settings):
     method: Literal["grpo", "sft"] = "grpo"
     policy: PolicySettings
     data: Data
-    reward: dict[str, float] = {"choice_correct": 1.0, "well_formed": 1.0}
+    reward: dict[str, float] = Field(default={"choice_correct": 1.0, "well_formed": 1.0})
     """Parts of the reward and their weights."""
     grpo: GRPO = GRPO()
     sft: SFT = SFT()

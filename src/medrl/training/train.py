@@ -148,6 +148,11 @@ def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any]
             f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
             f"started with ({out / 'recipe.yaml'}), or choose another --out"
         )
+    if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
+        raise RunError(
+            f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
+            "those, or choose another --out"
+        )
     return run
 
 

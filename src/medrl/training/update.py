@@ -91,6 +91,7 @@ def update_policy(
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
     old: list[Tensor | None] = [None] * len(micro_batches)
     totals = _Totals()
+    optimizer.zero_grad()  # what an update that was stopped half-way has left behind
     policy.model.train()
     for _ in range(rounds):
         totals = _Totals()
@@ -276,9 +277,13 @@ class _Totals:
 def _describe_loss(micro_batch: MicroBatch, scored: ScoredCompletions, loss: float) -> str:
     finite = (scored.logprobs.isfinite() | (scored.completion_mask == 0)).all(dim=1).tolist()
     broken = sorted({id for id, fine in zip(micro_batch.ids, finite, strict=True) if not fine})
-    blamed = broken or sorted(set(micro_batch.ids))
+    if not broken:
+        return (
+            f"the loss is {loss}; the log-probabilities are finite, so it comes from an advantage or the reference, of "
+            f"example {' or '.join(sorted(set(micro_batch.ids)))}. No weight was changed: look at that example's reward"
+        )
     return (
-        f"the loss is {loss}; its log-probabilities are not finite for example {' or '.join(blamed)}. "
+        f"the loss is {loss}; its log-probabilities are not finite for example {' or '.join(broken)}. "
         "No weight was changed: look at that example's images, or lower optim.lr"
     )
 

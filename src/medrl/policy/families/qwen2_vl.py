@@ -1,4 +1,4 @@
-"""Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens, and three-axis rotary positions."""
+"""Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
 from collections.abc import Sequence
 from types import MethodType
@@ -71,7 +71,7 @@ class Qwen2VL:
         return self.model.get_input_embeddings()(token_ids)
 
     def embed_prompts(self, token_ids: Tensor, pixels: Sequence[Tensor], grids: Sequence[Tensor]) -> Tensor:
-        """(tokens,) of several prompts end to end, their images in the same order -> (tokens, H), images in their places."""
+        """(tokens,) of prompts end to end, their images in the same order -> (tokens, H), images in their places."""
         embedded = self.embed(token_ids)
         if not pixels:
             return embedded

@@ -1,0 +1,5 @@
+"""``python -m medrl``: the same as ``medrl``."""
+
+from medrl.cli import main
+
+main()

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from medrl.training.metrics import rollout_rows, step_metrics
+from medrl.training.update import Update
+from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
+
+UPDATE = Update(
+    loss=0.5, policy_loss=0.25, kl=0.125, clip_fraction=0.0, entropy=2.0, grad_norm=3.0, lr=1e-3,
+    sampling_gap=None, skipped_groups=1, tokens=40,
+)  # fmt: skip
+
+
+def rollout(value: float, length: int, *, answer: str | None = "A", ended: bool = True, **parts: float) -> Rollout:
+    return Rollout(
+        completion=Completion(
+            text="x" * length, token_ids=tuple(range(length)), finish_reason="stop" if ended else "length"
+        ),
+        score=Score(value=value, parts=parts, answer=answer),
+    )
+
+
+def group(name: str, *rollouts: Rollout) -> Group:
+    image = Path("/stores/ct/images") / f"{name}.png"
+    example = Example(id=name, source="s", images=(image,), question="?", options=("a", "b"), target="B")
+    prompt = Prompt(id=name, text="?", images=(image,), mode="think")
+    return Group(example=example, prompt=prompt, rollouts=rollouts)
+
+
+GROUPS = Groups(
+    (
+        group("one", rollout(1.0, 4, right=1.0, form=0.0), rollout(2.0, 6, right=1.0, form=1.0)),
+        group("two", rollout(0.0, 9, answer=None, ended=False, right=0.0, form=0.0), rollout(0.0, 5, right=0, form=0)),
+    )
+)
+
+
+def test_a_row_holds_the_figures_worked_out_by_hand():
+    row = step_metrics(GROUPS, UPDATE)
+    assert row == {
+        "reward": 0.75,
+        "reward_std": pytest.approx(0.5**0.5 / 2),  # of 1 and 2, and of 0 and 0
+        "frac_reward_zero_std": 0.5,
+        "rewards/right/mean": 0.5,
+        "rewards/form/mean": 0.25,
+        "parse_fail_rate": 0.25,
+        "loss": 0.5,
+        "policy_loss": 0.25,
+        "kl": 0.125,
+        "clip_fraction": 0.0,
+        "entropy": 2.0,
+        "grad_norm": 3.0,
+        "lr": 1e-3,
+        "skipped_groups": 1,
+        "training_tokens": 40,
+        "completions/mean_length": 6.0,
+        "completions/min_length": 4,
+        "completions/max_length": 9,
+        "completions/mean_terminated_length": 5.0,
+        "completions/clipped_ratio": 0.25,
+    }
+
+
+def test_a_step_without_rewards_reports_none():
+    shown = step_metrics(Groups((group("one", rollout(1.0, 3)),)), UPDATE)
+    assert not [name for name in shown if "reward" in name or name == "parse_fail_rate"]
+    assert shown["completions/mean_length"] == 3
+
+
+def test_every_completion_has_its_row_with_its_own_advantage():
+    rows = rollout_rows(7, GROUPS, [[-1.0, 1.0], [0.0, 0.0]], Path("/stores/ct"))
+    assert [(row["prompt_id"], row["reward"], row["advantage"]) for row in rows] == [
+        ("one", 1.0, -1.0),
+        ("one", 2.0, 1.0),
+        ("two", 0.0, 0.0),
+        ("two", 0.0, 0.0),
+    ]
+    assert rows[2] == {
+        "step": 7,
+        "prompt_id": "two",
+        "images": ["images/two.png"],
+        "completion": "x" * 9,
+        "finish_reason": "length",
+        "reward": 0.0,
+        "parts": {"right": 0.0, "form": 0.0},
+        "answer": None,
+        "target": "B",
+        "advantage": 0.0,
+    }

@@ -1,0 +1,249 @@
+"""A run that is interrupted anywhere and resumed ends as if it had never been interrupted, to the bit."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medrl.data.store import load, write_store
+from medrl.errors import RunError, SettingsError
+from medrl.grpo import GRPO
+from medrl.policy.policy import Policy
+from medrl.runs import Run
+from medrl.sft import SFT
+from medrl.training.checkpoint import list_checkpoints
+from medrl.training.train import train
+
+OBJECTIVE = GRPO(group_size=2, kl_coef=0.04)
+CALLS_PER_STEP = 4
+
+
+class Interrupted:
+    """A reward that is interrupted at a call; the check of right answers does not count."""
+
+    def __init__(self, reward, at: int) -> None:
+        self.reward, self.at, self.calls = reward, at, 0
+
+    def __call__(self, example, completion):
+        if completion.token_ids:
+            self.calls += 1
+            if self.calls == self.at:
+                raise KeyboardInterrupt
+        return self.reward(example, completion)
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+
+
+def untimed(run: Run) -> list[dict]:
+    timed = ("time/", "tokens_per_s", "eta_s")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in run.metrics()]
+
+
+def assert_same_run(run: Run, whole: Run) -> None:
+    assert untimed(run) == untimed(whole)
+    assert (run.path / "rollouts.jsonl").read_bytes() == (whole.path / "rollouts.jsonl").read_bytes()
+    assert (run.path / "recipe.yaml").read_bytes() == (whole.path / "recipe.yaml").read_bytes()
+    names = [path.name for path in list_checkpoints(whole.checkpoints)]
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == names
+    for name in ("model.safetensors", "trainer/optimizer.safetensors"):
+        ours, theirs = (r.checkpoints / names[-1] / name for r in (run, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder, examples, lively, small, tmp_path_factory):
+    """The run that nobody interrupts, and the weights it ends with."""
+    policy = Policy.load(model_folder)
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return train(policy, examples, lively, OBJECTIVE, out=out, settings=small, quiet=True), weights_of(policy)
+
+
+def test_steps_differ_so_that_the_tests_below_mean_something(whole):
+    run, _ = whole
+    assert len({row["grad_norm"] for row in run.metrics()}) == 5
+    assert len({row["completion"] for row in run.rollouts()}) > 15
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        1,  # before anything was done
+        CALLS_PER_STEP + 2,  # in step 1, before there is a checkpoint
+        2 * CALLS_PER_STEP + 1,  # right after the first checkpoint
+        3 * CALLS_PER_STEP + 4,  # in step 3, with a step to do again
+        4 * CALLS_PER_STEP + 1,  # right after the second checkpoint
+    ],
+)
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_run_to_the_bit(
+    whole, model_folder, examples, lively, small, tmp_path, call
+):
+    stopping = Interrupted(lively, at=call)
+    options = {"out": tmp_path / "run", "settings": small, "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(Policy.load(model_folder), examples, stopping, OBJECTIVE, **options)
+    policy = Policy.load(model_folder)
+    run = train(policy, examples, lively, OBJECTIVE, **options, resume="auto")
+    assert_same_run(run, whole[0])
+    final = weights_of(policy)
+    assert all(torch.equal(tensor, final[name]) for name, tensor in whole[1].items())
+
+
+@pytest.mark.parametrize("method", ["append_metrics", "append_rollouts", "offsets"])
+def test_an_interruption_between_two_writes_is_undone(
+    whole, model_folder, examples, lively, small, tmp_path, monkeypatch, method
+):
+    written = []
+    inner = getattr(Run, method)
+
+    def stop_at_the_fourth(self, *arguments):
+        written.append(method)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        return inner(self, *arguments)
+
+    options = {"out": tmp_path / "run", "settings": small, "quiet": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, method, stop_at_the_fourth)
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options)
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options, resume="must")
+    assert_same_run(run, whole[0])
+
+
+def test_a_run_interrupted_three_times_is_still_the_same(whole, model_folder, examples, lively, small, tmp_path):
+    options = {"out": tmp_path / "run", "settings": small, "quiet": True, "resume": "auto"}
+    for call in (7, 9, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(Policy.load(model_folder), examples, Interrupted(lively, call), OBJECTIVE, **options)
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options)
+    assert_same_run(run, whole[0])
+
+
+@pytest.mark.parametrize("objective", [SFT(), GRPO(group_size=2, kl_coef=0, updates_per_rollout=2)])
+def test_bfloat16_and_other_objectives_resume_to_the_bit_too(
+    model_folder, examples, lively, small, tmp_path, monkeypatch, objective
+):
+    whole = train(
+        Policy.load(model_folder, dtype="bfloat16"), examples, lively, objective,
+        out=tmp_path / "whole", settings=small, quiet=True,
+    )  # fmt: skip
+    calls = []
+    inner = Run.append_metrics
+
+    def stop_at_the_fourth(self, row):
+        calls.append(row)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        inner(self, row)
+
+    options = {"out": tmp_path / "run", "settings": small, "quiet": True, "resume": "auto"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "append_metrics", stop_at_the_fourth)
+        train(Policy.load(model_folder, dtype="bfloat16"), examples, lively, objective, **options)
+    run = train(Policy.load(model_folder, dtype="bfloat16"), examples, lively, objective, **options)
+    assert_same_run(run, whole)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from medrl.data.store import load
+from medrl.grpo import GRPO
+from medrl.policy.policy import Policy
+from medrl.rewards import from_weights
+from medrl.training.train import Training, train
+
+model, store, out, settings = sys.argv[1:]
+reward, calls = from_weights({"choice_correct": 1.0, "well_formed": 1.0}), []
+
+def deadly(example, completion):
+    if completion.token_ids:
+        calls.append(example.id)
+        if len(calls) == 14:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return reward(example, completion)
+
+train(Policy.load(model), load(store), deadly, GRPO(group_size=2, kl_coef=0.04), out=out,
+      settings=Training.model_validate_json(settings), quiet=True)
+"""
+
+
+def test_a_killed_process_resumes_to_the_bit(model_folder, examples, small, tmp_path):
+    from medrl.rewards import from_weights
+
+    write_store(tmp_path / "store", examples, source="noise", license="none")
+    stored = load(tmp_path / "store")
+    reward = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
+    options = {"settings": small, "quiet": True}
+    whole = train(Policy.load(model_folder), stored, reward, OBJECTIVE, out=tmp_path / "whole", **options)
+    arguments = [str(model_folder), str(tmp_path / "store"), str(tmp_path / "run"), small.model_dump_json()]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["step"] for row in Run.open(tmp_path / "run").metrics()] == [0, 1, 2]
+    resumed = {"out": tmp_path / "run", "resume": "must"}
+    run = train(Policy.load(model_folder), stored, reward, OBJECTIVE, **resumed, **options)
+    assert_same_run(run, whole)
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_never_refuses_a_folder_that_holds_a_run_and_leaves_it_alone(whole, model_folder, examples, lively, small):
+    run, _ = whole
+    before = files_of(run.path)
+    with pytest.raises(RunError, match="--resume auto"):
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=run.path, settings=small, quiet=True)
+    assert files_of(run.path) == before
+
+
+def test_must_refuses_a_folder_without_a_run_and_makes_none(model_folder, examples, lively, small, tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        train(
+            Policy.load(model_folder), examples, lively, OBJECTIVE,
+            out=tmp_path / "run", settings=small, resume="must", quiet=True,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_refused_by_name(whole, model_folder, examples, lively, small):
+    run, _ = whole
+    before = files_of(run.path)
+    other = small.model_copy(update={"seed": 99, "steps": 6})
+    with pytest.raises(SettingsError, match="seed, steps"):
+        train(
+            Policy.load(model_folder), examples, lively, OBJECTIVE,
+            out=run.path, settings=other, resume="auto", quiet=True,
+        )  # fmt: skip
+    assert files_of(run.path) == before
+
+
+def test_resuming_a_finished_run_changes_nothing_but_gives_its_weights(whole, model_folder, examples, lively, small):
+    run, weights = whole
+    before = files_of(run.path)
+    policy = Policy.load(model_folder)
+    train(policy, examples, lively, OBJECTIVE, out=run.path, settings=small, resume="auto", quiet=True)
+    after = files_of(run.path)
+    assert {name for name in after if after[name] != before[name]} <= {"provenance.json"}
+    assert all(torch.equal(tensor, weights_of(policy)[name]) for name, tensor in weights.items())
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(
+    whole, model_folder, examples, lively, small, tmp_path
+):
+    options = {"out": tmp_path / "run", "settings": small, "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(Policy.load(model_folder), examples, Interrupted(lively, 17), OBJECTIVE, **options)
+    damaged = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"model\.safetensors"):
+        run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options, resume="auto")
+    assert_same_run(run, whole[0])
