@@ -48,15 +48,7 @@ class Run:
         Raises RunError when the folder already holds a run, or anything else.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; a run needs a folder: choose another --out")
-        if (path / RECIPE).exists():
-            raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
-        # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
-        other = sorted(entry.name for entry in path.iterdir() if entry.name != PROVENANCE) if path.exists() else []
-        if other:
-            shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
-            raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
+        check_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path / PROVENANCE, provenance)
         plain_recipe = json.loads(_to_json(recipe, path / RECIPE))
@@ -134,6 +126,19 @@ class Run:
     def evals(self) -> dict[str, Path]:
         """Folder of each finished evaluation under ``eval/``, by name."""
         return {file.parent.name: file.parent for file in sorted((self.path / "eval").glob(f"*/{SUMMARY}"))}
+
+
+def check_vacant(path: Path) -> None:
+    """Raise RunError when a run cannot start in this folder: it holds a run already, or anything else."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; a run needs a folder: choose another --out")
+    if (path / RECIPE).exists():
+        raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
+    # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
+    other = sorted(entry.name for entry in path.iterdir() if entry.name != PROVENANCE) if path.exists() else []
+    if other:
+        shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
+        raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
 
 
 def is_run(path: Path) -> bool:

@@ -1,10 +1,8 @@
 from collections import Counter
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
-
-for package in ("nilearn", "skimage", "pydicom", "nibabel"):
-    pytest.importorskip(package, reason="the embedded data set needs the extra 'demo'")
 
 from medrl.data import demo
 from medrl.data.demo import (
@@ -25,6 +23,11 @@ from medrl.data.store import load
 from medrl.errors import MissingExtraError
 from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.types import LETTERS
+
+PACKAGES = ("nilearn", "skimage", "pydicom", "nibabel")
+pytestmark = pytest.mark.skipif(
+    not all(find_spec(package) for package in PACKAGES), reason="the embedded data set needs the extra 'demo'"
+)
 
 volumes = pytest.mark.parametrize("volume", [s for s in SOURCES if isinstance(s, demo.Volume)], ids=lambda v: v.name)
 pictures = pytest.mark.parametrize("picture", PICTURES, ids=lambda p: p.name)

@@ -4,23 +4,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.qwen2_vl import modeling_qwen2_vl
 
+from medrl.policy import families
 from medrl.policy.naive import naive_logprobs
 from medrl.policy.policy import Policy
 
-TOLERANCE = 1e-6
-FLOOR = 1e-9
-"""Of the norm of the whole gradient. Some parameters have a true gradient of 0 or nearly so (a key bias moves all of a
-query's scores alike, up to rotation): there rounding errors are compared with rounding errors."""
+FLOOR = 1e-3
+"""Of the norm of the whole gradient, times the tolerance. Some parameters have a true gradient of 0 or nearly so (a key
+bias moves all of a query's scores alike, up to rotation): there rounding errors are compared with rounding errors."""
 
 
 @pytest.fixture(scope="module")
 def plain(make_model):
     """The same weights in a model that no policy has touched: transformers' own attention everywhere."""
     model = make_model()
-    model.config._attn_implementation = "eager"
-    model.config.text_config._attn_implementation = "eager"
-    model.config.vision_config._attn_implementation = "eager"
+    # Not "eager", whose softmax is in float32 whatever the weights are.
+    assert model.config.text_config._attn_implementation == model.config.vision_config._attn_implementation == "sdpa"
     return model
 
 
@@ -47,12 +47,11 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
     floor = FLOOR * float(torch.stack([gradient.norm() for gradient in theirs.values()]).norm())
-    off = {name: float((ours[name] - theirs[name]).norm()) for name in theirs}
-    wrong = {n: (o, float(theirs[n].norm())) for n, o in off.items() if o > TOLERANCE * theirs[n].norm() + floor}
-    assert not wrong
+    off = {name: float((ours[name] - theirs[name]).norm() / (theirs[name].norm() + floor)) for name in theirs}
+    assert {name: distance for name, distance in off.items() if distance > tolerance} == {}
 
 
 def picture_sizes():
@@ -61,7 +60,8 @@ def picture_sizes():
 
 
 def tokens(vocabulary: int):
-    return st.lists(st.integers(12, vocabulary - 1), min_size=1, max_size=7)
+    # All but the special tokens, which are the last 12: transformers takes an image placeholder for an image.
+    return st.lists(st.integers(0, vocabulary - 13), min_size=1, max_size=7)
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,7 @@ def any_size(make_policy) -> Policy:
     return policy
 
 
-@settings(deadline=None, max_examples=15)
-@given(data=st.data())
-def test_packed_equals_naive_in_every_logprob_and_every_gradient(any_size, plain, noise, data):
+def check_packed_against_naive(any_size, plain, noise, data, tolerance: float) -> None:
     vocabulary = len(any_size.processor.tokenizer)
     encoded, completions = [], []
     for n in range(data.draw(st.integers(1, 3), label="groups")):
@@ -89,8 +87,8 @@ def test_packed_equals_naive_in_every_logprob_and_every_gradient(any_size, plain
     rows = plain_logprobs(plain, encoded, completions, temperature)
     naive = naive_logprobs(any_size, encoded, completions, temperature=temperature)
     for row, (expected, same) in enumerate(zip(rows, naive, strict=True)):
-        torch.testing.assert_close(scored.logprobs[row, : len(expected)], expected, rtol=TOLERANCE, atol=0)
-        torch.testing.assert_close(same, expected, rtol=TOLERANCE, atol=0)
+        torch.testing.assert_close(scored.logprobs[row, : len(expected)], expected, rtol=tolerance, atol=0)
+        torch.testing.assert_close(same, expected, rtol=tolerance, atol=0)
         assert not scored.logprobs[row, len(expected) :].any()
     assert scored.completion_mask.sum(1).tolist() == [len(row) for row in rows]
 
@@ -98,7 +96,38 @@ def test_packed_equals_naive_in_every_logprob_and_every_gradient(any_size, plain
     weights = torch.randn(scored.logprobs.shape, generator=generator, dtype=torch.float64)
     ours = gradients(any_size.model, (scored.logprobs * weights).sum())
     oracle = sum((row * weights[i, : len(row)]).sum() for i, row in enumerate(rows))
-    assert_same_gradients(ours, gradients(plain, oracle))
+    assert_same_gradients(ours, gradients(plain, oracle), tolerance)
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(data=st.data())
+def test_packed_equals_naive_in_every_logprob_and_every_gradient(any_size, plain, noise, data):
+    # transformers rounds norms and vision rotations to float32: two ways of computing the same agree to 1e-7 at best.
+    check_packed_against_naive(any_size, plain, noise, data, tolerance=1e-6)
+
+
+@pytest.fixture(scope="module")
+def nothing_rounded(plain):
+    """transformers' norms and vision rotations in the precision of their input, for the policy and for the oracle."""
+
+    def norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def rotate(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+        cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
+        return tuple(x * cos + modeling_qwen2_vl.rotate_half(x) * sin for x in (query, key))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(plain.model.language_model.norm), "forward", norm)
+        for module in (modeling_qwen2_vl, families.qwen2_vl):
+            patch.setattr(module, "apply_rotary_pos_emb_vision", rotate)
+        yield
+
+
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_but_for_transformers_own_rounding_they_agree_to_ten_digits(any_size, plain, noise, nothing_rounded, data):
+    check_packed_against_naive(any_size, plain, noise, data, tolerance=1e-10)
 
 
 def test_the_vision_tower_has_a_gradient_that_is_compared(policy, noise):

@@ -23,8 +23,8 @@ from medrl.data.demo import Facts, View
 from medrl.data.prompts import make_prompt
 from medrl.policy.policy import EncodedPrompt, Policy
 from medrl.policy.tiny import build_model, train_processor
+from medrl.progress import Progress
 from medrl.training.optim import AdamW, Optim, learning_rate
-from medrl.training.progress import Progress
 from medrl.types import Example
 
 THINK, NO_THINK = "plain", "plain-no-think"

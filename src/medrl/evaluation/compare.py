@@ -62,6 +62,9 @@ class Comparison:
             )
         return f"{claim} ({self._evidence})."
 
+    def __str__(self) -> str:
+        return self.verdict
+
     @property
     def _evidence(self) -> str:
         low, high = self.difference.low, self.difference.high

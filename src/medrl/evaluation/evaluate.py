@@ -1,16 +1,14 @@
 """Policy x examples -> records.jsonl and summary.json. Greedy; killed anywhere, it continues where it stopped."""
 
 import functools
-import sys
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-from rich.console import Console
-from rich.progress import track
 
 from medrl.data import store
 from medrl.data.prompts import find_template, make_prompt
@@ -19,6 +17,7 @@ from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.metrics import summarize
 from medrl.policy.policy import Policy
+from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import from_weights
 from medrl.rollout.engine import generate
@@ -26,6 +25,8 @@ from medrl.rollout.sampling import Sampling
 from medrl.runs import RECORDS, append_records, read_records, write_json_atomically
 from medrl.types import Completion, EvalRecord, Example, Mode, Prompt, relative_to
 
+ASKED = "asked.json"
+"""Who was asked and how, written before the first record."""
 PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
 
 
@@ -64,8 +65,8 @@ def evaluate(
     """Ask ``policy`` every example greedily and grade its answers.
 
     Args:
-        out: folder for records.jsonl and summary.json. Records that are there already are kept when they answer the
-            same prompts, so an evaluation that was stopped continues.
+        out: folder for records.jsonl and summary.json. Records that are there already are kept, so an evaluation that
+            was stopped continues; it is refused when they are of another model, prompt or setting.
         root: folder that image paths in the records are relative to (the store); None keeps the paths as they are.
         train_examples: what the blind baselines that need a fit are fit on.
         facts: more to keep in the summary, e.g. ``name``, ``model``, ``store``.
@@ -78,17 +79,19 @@ def evaluate(
     out = Path(out)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     done = _finished(out, {example.id: ask(example) for example in examples})
+    asked = describe_asked(policy, settings)
+    _check_asked(out, asked)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     missing = [example for example in examples if example.id not in done]
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
-    console = Console(file=sys.stderr)
-    name = str((facts or {}).get("name", out.name))
-    for batch in track(
-        batches, description=f"evaluate {name}", console=console, disable=quiet or not console.is_terminal
-    ):
-        records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
-        append_records(out, records)
-        done.update({record.id: record for record in records})
+    with Progress(len(batches), noun=f"evaluate {(facts or {}).get('name', out.name)}, batch", quiet=quiet) as progress:
+        for batch in batches:
+            records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
+            if not (out / ASKED).exists():
+                write_json_atomically(out / ASKED, asked)
+            append_records(out, records)
+            done.update({record.id: record for record in records})
+            progress.advance({"accuracy": fmean(record.correct for record in done.values())})
     ordered = [done[example.id] for example in examples]
     summary = {
         **(facts or {}),
@@ -191,6 +194,27 @@ def _finished(out: Path, prompts: Mapping[str, Prompt]) -> dict[str, EvalRecord]
             "set, mode or template. Choose another --out, or delete that folder"
         )
     return records
+
+
+def describe_asked(policy: Policy, settings: EvalSettings) -> dict[str, Any]:
+    """Who is asked and how, as far as records do not tell."""
+    size = policy.processor.image_processor.size
+    return {
+        "weights": policy.fingerprint(),
+        "dtype": str(policy.family.head.dtype),
+        "image_size": {key: size[key] for key in ("shortest_edge", "longest_edge")},
+        "max_new_tokens": settings.max_new_tokens,
+    }
+
+
+def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
+    """Raise ``RunError`` when the folder's answers are another model's, or were given under other settings."""
+    before = json.loads((out / ASKED).read_text()) if (out / ASKED).exists() else asked
+    differing = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
+    if differing:
+        raise RunError(
+            f"{out} holds answers given with other {', '.join(differing)}: choose another --out, or delete that folder"
+        )
 
 
 def _against_blind(

@@ -100,7 +100,7 @@ def pack(prompt_positions: Sequence[Tensor], completion_lengths: Sequence[Sequen
 
 
 def visible(layout: Layout) -> Tensor:
-    """(T, T) True where query (row) may attend to key (column): earlier, in the prompt or the branch of its own group."""
+    """(T, T) True where query (row) may attend to key (column): earlier in its group, in its prompt or branch."""
     order = torch.arange(len(layout.group), device=layout.group.device)
     same_group = layout.group[:, None] == layout.group[None]
     earlier = order[:, None] >= order[None]

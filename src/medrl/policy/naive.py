@@ -19,7 +19,8 @@ def naive_logprobs(
     temperature: float = 1.0,
 ) -> list[Tensor]:
     """R tensors (T_i,): log-probabilities of each completion, group by group, one full forward pass each."""
-    with policy.using_attention("eager"):
+    # Not "eager", whose softmax is in float32 also where the weights are in float64.
+    with policy.using_attention("sdpa"):
         return [
             _one(policy, prompt, torch.tensor(token_ids, device=policy.device), temperature)
             for prompt, group in zip(encoded, completions, strict=True)

@@ -6,6 +6,7 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 """
 
 import copy
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -138,6 +139,14 @@ class Policy:
         with self.using_attention("sdpa"):
             self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change when any weight matrix moves: over each one's sum and sum of squares."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            values = parameter.detach().float()
+            digest.update(f"{name} {float(values.sum()):.9e} {float(values.square().sum()):.9e}\n".encode())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

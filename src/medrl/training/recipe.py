@@ -11,7 +11,7 @@ from medrl.errors import DataError
 from medrl.grpo import GRPO
 from medrl.policy.policy import PolicySettings, load_policy
 from medrl.rewards import from_weights
-from medrl.runs import Run
+from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
 from medrl.sft import SFT
 from medrl.training.train import Resume, Training, train
@@ -59,6 +59,8 @@ def run_recipe(
 
 def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet: bool = False) -> Run:
     """The same for settings that are already loaded."""
+    if resume == "never":
+        check_vacant(out)  # before a model of gigabytes is loaded
     info = store.read_info(settings.data.train)
     train_set = select(store.load(settings.data.train), settings.data)
     return train(

@@ -12,6 +12,7 @@ from medrl.data.prompts import find_template, make_prompt
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError, RewardError, RunError, SettingsError
 from medrl.policy.policy import Policy
+from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import check_gold
 from medrl.rollout.sampling import Sampling
@@ -21,9 +22,8 @@ from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkp
 from medrl.training.methods import make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
-from medrl.training.progress import Progress
 from medrl.training.update import Objective, pack_groups, update_policy
-from medrl.types import Example, Mode, Reward
+from medrl.types import Example, Groups, Mode, Prompt, Reward
 
 Resume = Literal["auto", "never", "must"]
 
@@ -84,7 +84,7 @@ def train(
     settings = settings or Training(**options)
     check_inputs(train_set, reward, settings)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
-    policy.encode([ask(train_set[0])], room_tokens=settings.sampling.max_new_tokens)  # fails before a folder is made
+    check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
     recipe = dict(recipe or {"objective": dump_settings(objective), **dump_settings(settings)})
     run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **(provenance or {})}, resume)
@@ -111,7 +111,7 @@ def train(
                 tokens_per_micro_batch=settings.tokens_per_micro_batch,
             )
             clock.lap("update")
-            row = {"step": step, **step_metrics(groups, update), **clock.times(update.tokens)}
+            row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
             run.append_metrics({**row, "eta_s": progress.advance(row)})
             run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), root))
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
@@ -133,6 +133,12 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
             f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
             f"so it cannot teach them ({shown}): correct those rows or the reward"
         )
+
+
+def check_room(policy: Policy, prompts: Sequence[Prompt], room_tokens: int, tried: int = 8) -> None:
+    """Encode the prompts with the longest texts, so that most of what cannot fit is known before a folder is made."""
+    longest = sorted(prompts, key=lambda prompt: (len(prompt.images), len(prompt.text)), reverse=True)[:tried]
+    policy.encode(longest, room_tokens=room_tokens)
 
 
 def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any], resume: Resume) -> Run:
@@ -201,8 +207,10 @@ class Clock:
         self.phases[phase] = now - self.last
         self.last = now
 
-    def times(self, tokens: int) -> dict[str, float]:
+    def times(self, groups: Groups) -> dict[str, float]:
+        """Seconds of each phase, and completion tokens per second of the whole step."""
         total = self.last - self.start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in groups.rollouts)
         return {
             **{f"time/{phase}_s": seconds for phase, seconds in self.phases.items()},
             "time/step_s": total,

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live line with the numbers that matter and when it will be done."""
+"""What a person sees during long work: one live line with the numbers that matter and when it will be done."""
 
 import sys
 import time
@@ -16,21 +16,23 @@ SHOWN = (
     ("completions/mean_length", "len", "{:.0f}"),
     ("loss", "loss", "{:.3f}"),
     ("tokens_per_s", "tok/s", "{:.0f}"),
+    ("accuracy", "right so far", "{:.1%}"),
 )
+"""Numbers worth showing, where a step has them: name, label, format."""
 PLAIN_LINES = 20
-"""Lines that a whole run prints where there is no terminal."""
+"""Lines that the whole work prints where there is no terminal."""
 
 
 class Progress:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, steps: int, first_step: int, *, quiet: bool = False) -> None:
+    def __init__(self, steps: int, first_step: int = 0, *, noun: str = "step", quiet: bool = False) -> None:
         self.steps, self.first_step, self.done = steps, first_step, first_step
-        self.quiet = quiet
+        self.noun, self.quiet = noun, quiet
         self.started = time.monotonic()
         console = Console(file=sys.stderr)
         self.bar = Bar(
-            TextColumn("step"),
+            TextColumn(noun),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[numbers]}"),
@@ -40,7 +42,7 @@ class Progress:
             console=console,
             disable=quiet or not console.is_terminal,
         )
-        self.task = self.bar.add_task("train", total=steps, completed=first_step, numbers="")
+        self.task = self.bar.add_task(noun, total=steps, completed=first_step, numbers="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -58,5 +60,5 @@ class Progress:
         self.bar.update(self.task, completed=self.done, numbers=numbers)
         every = max(1, self.steps // PLAIN_LINES)
         if self.bar.disable and not self.quiet and (self.done % every == 0 or self.done == self.steps):
-            print(f"step {self.done}/{self.steps}  {numbers}  {eta_s:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{self.noun} {self.done}/{self.steps}  {numbers}  {eta_s:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
         return eta_s
