@@ -14,7 +14,7 @@ ROOMS = (
     ("types",),
     ("errors",),
     ("settings",),
-    ("runs", "provenance"),
+    ("runs", "provenance", "progress"),
     ("data",),
     ("policy",),
     ("rollout",),

@@ -30,10 +30,20 @@ from medrl.types import Example
 THINK, NO_THINK = "plain", "plain-no-think"
 """Names of the demo's prompt templates."""
 DESCRIBE = "Describe the image."
-DESCRIBE_IN_TAGS = "Describe the image in <think>...</think>."
 
-STEPS = 2400
-DESCRIBED_PER_STEP, MATCHED_PER_STEP = 16, 64
+MATCHED = {
+    "modality": 0.15,
+    "anatomy": 0.19,
+    "plane": 0.26,
+    "tissue": 0.28,
+    "ultrasound": 0.04,
+    "fundus": 0.04,
+    "microscopy": 0.04,
+}
+"""How often each question is matched: more where the options look alike."""
+
+STEPS = 2000
+DESCRIBED_PER_STEP, MATCHED_PER_STEP = 12, 64
 VIEWS = 1500
 VOCABULARY = 640
 OPTIM = Optim(
@@ -74,13 +84,13 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     views = [demo.draw("train", rng)[0] for _ in range(VIEWS)]
     processor = train_processor(tokenizer_texts(views, rng), vocab_size=VOCABULARY)
     policy = Policy(build_model(processor, seed=seed), processor)
-    images = describe_turns(policy, views)
+    images = [policy.encode_turn("describe", DESCRIBE, [view.image]) for view in views]
     optimizer = AdamW(policy.model.named_parameters(), OPTIM)
     policy.model.train()
     with Progress(steps, 0, quiet=quiet) as progress:
         for step in range(steps):
-            seen = rng.integers(2 * len(views), size=DESCRIBED_PER_STEP)
-            described = imitate(policy, [images[i][0] for i in seen], [images[i][1] for i in seen])
+            seen = rng.integers(len(views), size=DESCRIBED_PER_STEP)
+            described = imitate(policy, [images[i] for i in seen], [demo.describe(views[i].facts) for i in seen])
             turns = [match_turn(views, rng) for _ in range(MATCHED_PER_STEP)]
             encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
             matched = imitate(policy, encoded, [answer for _, answer in turns], letters=True)
@@ -92,21 +102,10 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     return out
 
 
-def describe_turns(policy: Policy, views: Sequence[View]) -> list[tuple[EncodedPrompt, str]]:
-    """An image and no question, and its description: of each view once bare, and once between the think tags."""
-    bare = [(policy.encode_turn("describe", DESCRIBE, [v.image]), demo.describe(v.facts)) for v in views]
-    tagged = [
-        (policy.encode_turn("describe", DESCRIBE_IN_TAGS, [v.image]), f"<think>{demo.describe(v.facts)}</think>")
-        for v in views
-    ]
-    return bare + tagged
-
-
 def match_turn(views: Sequence[View], rng: np.random.Generator) -> tuple[str, str]:
     """A question about what is known of some view, and a completion that recalls the facts and picks the letter."""
-    names = list(demo.QUESTIONS)
     while True:
-        question = demo.QUESTIONS[names[int(rng.integers(len(names)))]]
+        question = demo.QUESTIONS[str(rng.choice(tuple(MATCHED), p=tuple(MATCHED.values())))]
         facts: Facts = views[int(rng.integers(len(views)))].facts
         if facts.get(question.fact) in question.answers:
             break
@@ -121,7 +120,7 @@ def tokenizer_texts(views: Sequence[View], rng: np.random.Generator, n: int = 30
     bare = Example(id="", source="", images=(), question="", options=("", ""), target="A")
     turn = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
     turns = [text for _ in range(n) for text in match_turn(views, rng)]
-    return [*turns, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
+    return [*turns, *[DESCRIBE, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
 
 
 @dataclass(frozen=True, slots=True)
