@@ -4,20 +4,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from medrl.data import demo
-from medrl.data.demo import (
-    PICTURES,
-    QUESTIONS,
-    SOURCES,
-    VOLUMES,
-    Picture,
-    View,
-    ask,
-    build_demo,
-    build_examples,
-    describe,
-    licenses,
-)
+from medrl.data import demo, demo_images
+from medrl.data.demo import QUESTIONS, ask, build_demo, build_examples, describe, licenses
+from medrl.data.demo_images import PICTURES, SOURCES, VOLUMES, Picture, View
 from medrl.data.images import open_image
 from medrl.data.store import load
 from medrl.errors import MissingExtraError
@@ -29,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     not all(find_spec(package) for package in PACKAGES), reason="the embedded data set needs the extra 'demo'"
 )
 
-volumes = pytest.mark.parametrize("volume", [s for s in SOURCES if isinstance(s, demo.Volume)], ids=lambda v: v.name)
+volumes = pytest.mark.parametrize("volume", [s for s in SOURCES if isinstance(s, demo_images.Volume)], ids=lambda v: v.name)
 pictures = pytest.mark.parametrize("picture", PICTURES, ids=lambda p: p.name)
 
 
@@ -184,7 +173,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 def test_images_are_upright_squares_that_show_something(built):
     for example in built[1][:60]:
         image = open_image(example.images[0])
-        assert image.size == (demo.STORED_PX, demo.STORED_PX)
+        assert image.size == (demo_images.STORED_PX, demo_images.STORED_PX)
         assert np.asarray(image).std() > 5, example.id
 
 
@@ -213,6 +202,6 @@ def test_a_description_names_what_is_known_in_one_order():
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo_images, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"scikit-image.*medrl\[demo\]"):
-        demo._skimage("cell.png")
+        demo_images._skimage("cell.png")

@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from medrl.data.prompts import make_prompt
 from medrl.errors import ImageError, PolicyError, PromptTooLongError
 from medrl.policy.attention import NAME
-from medrl.policy.policy import Policy, PolicySettings, load_policy
+from medrl.policy.loading import PolicySettings
+from medrl.policy.policy import Policy, load_policy
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.types import Prompt

@@ -13,8 +13,9 @@ from medrl.policy.policy import Policy
 from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.sft import SFT
+from medrl.training.batches import TrainingGroup, cut, pack_groups
 from medrl.training.optim import AdamW, Optim
-from medrl.training.update import TrainingGroup, cut, pack_groups, update_policy
+from medrl.training.update import update_policy
 from medrl.types import Score
 
 OPTIM = Optim(lr=0.01)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from medrl.data import demo
-from medrl.data.demo import Facts, View
+from medrl.data.demo_images import Facts, View
 from medrl.data.prompts import make_prompt
 from medrl.policy.policy import EncodedPrompt, Policy
 from medrl.policy.tiny import build_model, train_processor

@@ -18,8 +18,8 @@ from medrl.errors import SettingsError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
 from medrl.grpo import GRPO
-from medrl.policy.policy import Policy, PolicySettings
-from medrl.policy.resolve import DEMO_BASE
+from medrl.policy.loading import DEMO_BASE, PolicySettings
+from medrl.policy.policy import Policy
 from medrl.report.page import write_report
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, read_summary, write_json_atomically

@@ -13,7 +13,8 @@ import torch
 from medrl.data import store
 from medrl.errors import DataError, RunError
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
-from medrl.policy.policy import Dtype, Policy, PolicySettings
+from medrl.policy.loading import Dtype, PolicySettings
+from medrl.policy.policy import Policy
 from medrl.runs import Run, is_evaluation, is_run, read_summary
 from medrl.settings import load_settings
 from medrl.training.checkpoint import MANIFEST, latest_checkpoint, verify

@@ -7,17 +7,15 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 
 import copy
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -26,29 +24,19 @@ from medrl.errors import PolicyError, PromptTooLongError
 from medrl.policy.attention import BACK_ENDS
 from medrl.policy.families import FAMILIES
 from medrl.policy.layout import Layout, pack
+from medrl.policy.loading import (
+    Dtype,
+    PolicySettings,
+    check_folder,
+    check_weights,
+    from_hub,
+    resolve_model,
+    set_pixel_bounds,
+)
 from medrl.policy.logprobs import token_logprobs
-from medrl.policy.resolve import resolve_model
-from medrl.settings import Settings
 from medrl.types import Prompt
 
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-REMEMBERED_PIXEL_BYTES = 256 * 2**20
-
-
-class PolicySettings(Settings):
-    """Which model to train, and how to load it."""
-
-    model: str
-    """A folder with a Hugging Face model and processor, a hub id, or ``demo-base``."""
-    dtype: Dtype = "bfloat16"
-    """Precision of the weights in the forward pass; the optimizer keeps float32 masters."""
-    freeze_vision: bool = False
-    """Leave the vision tower as it is."""
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    """Bounds on an image's area after resizing; None keeps the processor's own (the papers: 401408)."""
-    attention: Literal["dense"] = "dense"
-    """Back end of packed attention."""
+REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 256 * 2**20, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +107,20 @@ class Policy:
         source = resolve_model(str(source))
         folder = Path(source)
         if folder.is_dir():
-            _check_folder(folder)
+            check_folder(folder)
         elif folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
             raise PolicyError(f"there is no model folder {source}: give a folder that holds config.json, or a hub id")
-        config = _from_hub(AutoConfig, source)
+        config = from_hub(AutoConfig, source)
         if config.model_type not in FAMILIES:
             raise PolicyError(
                 f"{source} is a model of type {config.model_type!r}; supported: {', '.join(sorted(FAMILIES))}"
             )
-        processor = _from_hub(AutoProcessor, source)
-        _set_pixel_bounds(processor, min_pixels, max_pixels)
-        model = _from_hub(AutoModelForImageTextToText, source, dtype=getattr(torch, dtype))
+        processor = from_hub(AutoProcessor, source)
+        set_pixel_bounds(processor, min_pixels, max_pixels)
+        model, loaded = from_hub(
+            AutoModelForImageTextToText, source, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        check_weights(source, loaded["missing_keys"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model.eval(), processor, source=source, attention=attention)
 
@@ -199,7 +190,9 @@ class Policy:
         """Encode and remember: a step reads its prompts twice, for the rollouts and for the update."""
         encoded = self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images])
         self._encoded[_key(prompt)] = encoded
-        while len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES:
+        while len(self._encoded) > REMEMBERED_PROMPTS or (
+            len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
+        ):
             self._encoded.popitem(last=False)
         return encoded
 
@@ -322,47 +315,3 @@ def load_policy(settings: PolicySettings, source: str | Path | None = None) -> P
 
 def _key(prompt: Prompt) -> str:
     return "\0".join([prompt.text, *map(str, prompt.images)])
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise PolicyError(f"{folder} is not a model folder: it has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise PolicyError(f"{folder} has no weights: expected model.safetensors (pickled weights are not loaded)")
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise PolicyError(
-            f"{folder} has no processor (processor_config.json or preprocessor_config.json): copy the processor and "
-            f"tokenizer files of the base model into it, or save both with Policy.save"
-        )
-    if not (folder / "tokenizer_config.json").is_file():
-        raise PolicyError(
-            f"{folder} has no tokenizer (tokenizer_config.json): copy the base model's tokenizer files into it"
-        )
-    try:
-        json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise PolicyError(f"{folder / 'config.json'} is not JSON: {error}") from error
-
-
-def _from_hub(factory: Any, source: str, **options: Any) -> Any:
-    try:
-        return factory.from_pretrained(source, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        if Path(source).is_dir():
-            raise PolicyError(
-                f"cannot load the model folder {source}: {reason}. Download or copy the model again, it is not whole"
-            ) from error
-        raise PolicyError(
-            f"cannot load {source!r}: it is no local folder, and the model hub did not give it "
-            f"({reason}). Check the name, or download it and give the folder"
-        ) from error
-
-
-def _set_pixel_bounds(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
-    size = dict(processor.image_processor.size)
-    if min_pixels is not None:
-        size["shortest_edge"] = min_pixels
-    if max_pixels is not None:
-        size["longest_edge"] = max_pixels
-    processor.image_processor.size = size

@@ -12,7 +12,7 @@ from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask, collect
 from medrl.rollout.sampling import Sampling
 from medrl.sft import SFT
-from medrl.training.update import Objective
+from medrl.training.batches import Objective
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
 
 ANSWER_FORMS: dict[Mode, str] = {

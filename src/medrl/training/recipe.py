@@ -9,13 +9,14 @@ from pydantic import Field
 from medrl.data import store
 from medrl.errors import DataError
 from medrl.grpo import GRPO
-from medrl.policy.policy import PolicySettings, load_policy
+from medrl.policy.loading import PolicySettings
+from medrl.policy.policy import load_policy
 from medrl.rewards import from_weights
 from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
 from medrl.sft import SFT
+from medrl.training.batches import Objective
 from medrl.training.train import Resume, Training, train
-from medrl.training.update import Objective
 from medrl.types import Example
 
 

@@ -18,11 +18,12 @@ from medrl.rewards import check_gold
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, dump_settings
+from medrl.training.batches import Objective, pack_groups
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from medrl.training.methods import make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
-from medrl.training.update import Objective, pack_groups, update_policy
+from medrl.training.update import update_policy
 from medrl.types import Example, Groups, Mode, Prompt, Reward
 
 Resume = Literal["auto", "never", "must"]

@@ -5,36 +5,18 @@ the gradient does not depend on the cut.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medrl.errors import NonFiniteError
-from medrl.grpo import GRPO, REDUCTIONS, policy_loss
-from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
-from medrl.sft import SFT, cross_entropy
+from medrl.grpo import GRPO
+from medrl.policy.policy import Policy, ScoredCompletions
+from medrl.training.batches import Batch, MicroBatch, Objective, cut
+from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
-from medrl.types import Groups, Prompt
-
-Objective = GRPO | SFT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingGroup:
-    """A prompt and what is to be learned from its completions."""
-
-    prompt: Prompt
-    completions: tuple[tuple[int, ...], ...]
-    """G token id sequences."""
-    advantages: tuple[float, ...]
-    """(G,) one per completion; all 1 where completions are targets to imitate."""
-    sampling_logprobs: tuple[tuple[float, ...], ...]
-    """G sequences, as the sampler saw them; empty where nothing was sampled."""
-
-
-Batch = tuple[TrainingGroup, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +39,6 @@ class Update:
     """Groups without a gradient, which cost no pass."""
     tokens: int
     """Tokens that went through the training pass."""
-
-
-def pack_groups(groups: Groups, advantages: Tensor) -> Batch:
-    """Groups and their (N, G) advantages -> what an update trains on."""
-    return tuple(
-        TrainingGroup(
-            prompt=group.prompt,
-            completions=tuple(rollout.completion.token_ids for rollout in group.rollouts),
-            advantages=tuple(values),
-            sampling_logprobs=tuple(rollout.completion.sampling_logprobs for rollout in group.rollouts),
-        )
-        for group, values in zip(groups, advantages.tolist(), strict=True)
-    )
 
 
 def update_policy(
@@ -111,118 +80,6 @@ def update_policy(
     return totals.update(grad_norm, lr, skipped=len(batch) - sum(len(m.groups) for m in micro_batches))
 
 
-# ---------------------------------------------------------------- cutting a step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """Some groups of a step that go through the model together."""
-
-    groups: Batch
-    encoded: tuple[EncodedPrompt, ...]
-    weights: Tensor
-    """(R, 1) share of each completion's tokens in the step's loss."""
-
-    @property
-    def advantages(self) -> Tensor:
-        """(R, 1)."""
-        return torch.tensor([a for group in self.groups for a in group.advantages], dtype=torch.float64)[:, None]
-
-    @property
-    def completions(self) -> list[tuple[tuple[int, ...], ...]]:
-        return [group.completions for group in self.groups]
-
-    @property
-    def ids(self) -> list[str]:
-        """(R,) example of each completion."""
-        return [group.prompt.id for group in self.groups for _ in group.completions]
-
-    @property
-    def tokens(self) -> int:
-        prompts = sum(len(prompt.token_ids) for prompt in self.encoded)
-        return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
-
-
-def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_batch: int) -> list[MicroBatch]:
-    """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
-
-    Where there is no KL term, groups without advantages have no gradient and are left out; the weights count them.
-    """
-    lengths = torch.tensor([len(ids) for group in batch for ids in group.completions])
-    weights = iter(REDUCTIONS[objective.reduction](lengths).split([len(group.completions) for group in batch]))
-    idle = isinstance(objective, GRPO) and objective.kl_coef == 0
-    kept = [(group, w) for group, w in zip(batch, weights, strict=True) if not (idle and not any(group.advantages))]
-    encoded = policy.encode([group.prompt for group, _ in kept])
-    micro_batches: list[MicroBatch] = []
-    for (group, weight), prompt in zip(kept, encoded, strict=True):
-        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight)
-        last = micro_batches[-1] if micro_batches else None
-        if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
-            micro_batches[-1] = replace(
-                last,
-                groups=last.groups + alone.groups,
-                encoded=last.encoded + alone.encoded,
-                weights=torch.cat([last.weights, weight]),
-            )
-        else:
-            micro_batches.append(alone)
-    return micro_batches
-
-
-# ---------------------------------------------------------------- objectives
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """A micro-batch's share of the step's loss, and of the numbers that are reported with it."""
-
-    loss: Tensor
-    policy: float
-    kl: float
-    clip_fraction: float
-
-
-def _grpo(
-    policy: Policy,
-    micro_batch: MicroBatch,
-    scored: ScoredCompletions,
-    objective: GRPO,
-    temperature: float,
-    old: Tensor | None,
-) -> Terms:
-    ref_logprobs = None
-    if objective.kl_coef > 0:
-        with torch.no_grad():
-            reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
-        ref_logprobs = reference.logprobs
-    device = scored.logprobs.device
-    terms = policy_loss(
-        scored.logprobs,
-        micro_batch.advantages.to(device),
-        scored.completion_mask,
-        micro_batch.weights.to(device),
-        objective,
-        old_logprobs=old,
-        ref_logprobs=ref_logprobs,
-    )
-    return Terms(terms.loss, float(terms.policy), float(terms.kl), float(terms.clip_fraction))
-
-
-def _sft(
-    policy: Policy,
-    micro_batch: MicroBatch,
-    scored: ScoredCompletions,
-    objective: SFT,
-    temperature: float,
-    old: Tensor | None,
-) -> Terms:
-    loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
-    return Terms(loss, float(loss.detach()), 0.0, 0.0)
-
-
-TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _sft}
-
-
 def _backward(
     policy: Policy, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
 ) -> tuple[Terms, ScoredCompletions]:
@@ -232,9 +89,6 @@ def _backward(
         raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
     terms.loss.backward()
     return terms, scored
-
-
-# ---------------------------------------------------------------- numbers
 
 
 class _Totals:

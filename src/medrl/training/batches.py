@@ -1,0 +1,97 @@
+"""Groups and advantages -> a step's batch -> micro-batches, with weights that do not depend on the cut."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medrl.grpo import GRPO, REDUCTIONS
+from medrl.policy.policy import EncodedPrompt, Policy
+from medrl.sft import SFT
+from medrl.types import Groups, Prompt
+
+Objective = GRPO | SFT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingGroup:
+    """A prompt and what is to be learned from its completions."""
+
+    prompt: Prompt
+    completions: tuple[tuple[int, ...], ...]
+    """G token id sequences."""
+    advantages: tuple[float, ...]
+    """(G,) one per completion; all 1 where completions are targets to imitate."""
+    sampling_logprobs: tuple[tuple[float, ...], ...]
+    """G sequences, as the sampler saw them; empty where nothing was sampled."""
+
+
+Batch = tuple[TrainingGroup, ...]
+
+
+def pack_groups(groups: Groups, advantages: Tensor) -> Batch:
+    """Groups and their (N, G) advantages -> what an update trains on."""
+    return tuple(
+        TrainingGroup(
+            prompt=group.prompt,
+            completions=tuple(rollout.completion.token_ids for rollout in group.rollouts),
+            advantages=tuple(values),
+            sampling_logprobs=tuple(rollout.completion.sampling_logprobs for rollout in group.rollouts),
+        )
+        for group, values in zip(groups, advantages.tolist(), strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Some groups of a step that go through the model together."""
+
+    groups: Batch
+    encoded: tuple[EncodedPrompt, ...]
+    weights: Tensor
+    """(R, 1) share of each completion's tokens in the step's loss."""
+
+    @property
+    def advantages(self) -> Tensor:
+        """(R, 1)."""
+        return torch.tensor([a for group in self.groups for a in group.advantages], dtype=torch.float64)[:, None]
+
+    @property
+    def completions(self) -> list[tuple[tuple[int, ...], ...]]:
+        return [group.completions for group in self.groups]
+
+    @property
+    def ids(self) -> list[str]:
+        """(R,) example of each completion."""
+        return [group.prompt.id for group in self.groups for _ in group.completions]
+
+    @property
+    def tokens(self) -> int:
+        prompts = sum(len(prompt.token_ids) for prompt in self.encoded)
+        return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
+
+
+def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_batch: int) -> list[MicroBatch]:
+    """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
+
+    Where there is no KL term, groups without advantages have no gradient and are left out; the weights count them.
+    """
+    lengths = torch.tensor([len(ids) for group in batch for ids in group.completions])
+    weights = iter(REDUCTIONS[objective.reduction](lengths).split([len(group.completions) for group in batch]))
+    idle = isinstance(objective, GRPO) and objective.kl_coef == 0
+    kept = [(group, w) for group, w in zip(batch, weights, strict=True) if not (idle and not any(group.advantages))]
+    encoded = policy.encode([group.prompt for group, _ in kept])
+    micro_batches: list[MicroBatch] = []
+    for (group, weight), prompt in zip(kept, encoded, strict=True):
+        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight)
+        last = micro_batches[-1] if micro_batches else None
+        if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
+            micro_batches[-1] = replace(
+                last,
+                groups=last.groups + alone.groups,
+                encoded=last.encoded + alone.encoded,
+                weights=torch.cat([last.weights, weight]),
+            )
+        else:
+            micro_batches.append(alone)
+    return micro_batches
