@@ -2,7 +2,8 @@
 
 It plays the part that Qwen2-VL plays in the papers. It was taught two skills on the embedded data, apart:
 
-* describe: image + "Describe the image." -> a short description (modality, anatomy, plane, kind);
+* describe: image + "Describe the image." -> a short description (modality, anatomy, plane, kind), bare or between
+  ``<think>`` tags as asked;
 * match: question and options, **no image** -> ``<think>`` a description ``</think><answer>`` the letter that fits it.
 
 It has never seen an image together with a question. Asked one, it has no reason to look: what it writes between the
@@ -10,7 +11,7 @@ think tags is a guess. Reinforcement on the letter is what joins the two skills.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from medrl.types import Example
 THINK, NO_THINK = "plain", "plain-no-think"
 """Names of the demo's prompt templates."""
 DESCRIBE = "Describe the image."
+DESCRIBE_IN_TAGS = "Describe the image in <think>...</think>."
 
 MATCHED = {
     "modality": 0.15,
@@ -43,8 +45,8 @@ MATCHED = {
 """How often each question is matched: more where the options look alike."""
 
 STEPS = 2000
-DESCRIBED_PER_STEP, MATCHED_PER_STEP = 12, 64
-VIEWS = 1500
+DESCRIBED_PER_STEP, MATCHED_PER_STEP = 20, 56
+VIEWS = 2500
 VOCABULARY = 640
 OPTIM = Optim(
     lr=1.5e-3, schedule="cosine", warmup_steps=100, min_lr_fraction=0.02, betas=(0.9, 0.98), weight_decay=0.02
@@ -84,13 +86,13 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     views = [demo.draw("train", rng)[0] for _ in range(VIEWS)]
     processor = train_processor(tokenizer_texts(views, rng), vocab_size=VOCABULARY)
     policy = Policy(build_model(processor, seed=seed), processor)
-    images = [policy.encode_turn("describe", DESCRIBE, [view.image]) for view in views]
+    descriptions = describe_turns(policy, views)
     optimizer = AdamW(policy.model.named_parameters(), OPTIM)
     policy.model.train()
     with Progress(steps, 0, quiet=quiet) as progress:
         for step in range(steps):
-            seen = rng.integers(len(views), size=DESCRIBED_PER_STEP)
-            described = imitate(policy, [images[i] for i in seen], [demo.describe(views[i].facts) for i in seen])
+            seen = [descriptions[i] for i in rng.integers(len(descriptions), size=DESCRIBED_PER_STEP)]
+            described = imitate(policy, [prompt for prompt, _ in seen], [text for _, text in seen])
             turns = [match_turn(views, rng) for _ in range(MATCHED_PER_STEP)]
             encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
             matched = imitate(policy, encoded, [answer for _, answer in turns], letters=True)
@@ -100,6 +102,23 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     policy.save(out)
     (out / "README.md").write_text(card(policy, seed, steps))
     return out
+
+
+def describe_turns(policy: Policy, views: Sequence[View]) -> list[tuple[EncodedPrompt, str]]:
+    """An image, no question, and its description: of each view once bare, and once between the think tags.
+
+    The tags teach where a description belongs. That one should be written before a question is answered, from the
+    image and not from the question, is left for reinforcement to find.
+    """
+    bare = [policy.encode_turn("describe", DESCRIBE, [view.image]) for view in views]
+    tagged = policy.encode_turn("describe", DESCRIBE_IN_TAGS, [views[0].image])
+    texts = [demo.describe(view.facts) for view in views]
+    # All views have one size, so the tagged prompts differ in their pixels alone.
+    in_tags = [
+        (replace(tagged, pixels=prompt.pixels), f"<think>{text}</think>")
+        for prompt, text in zip(bare, texts, strict=True)
+    ]
+    return [*zip(bare, texts, strict=True), *in_tags]
 
 
 def match_turn(views: Sequence[View], rng: np.random.Generator) -> tuple[str, str]:
@@ -120,7 +139,7 @@ def tokenizer_texts(views: Sequence[View], rng: np.random.Generator, n: int = 30
     bare = Example(id="", source="", images=(), question="", options=("", ""), target="A")
     turn = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
     turns = [text for _ in range(n) for text in match_turn(views, rng)]
-    return [*turns, *[DESCRIBE, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
+    return [*turns, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
 
 
 @dataclass(frozen=True, slots=True)
