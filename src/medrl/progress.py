@@ -17,6 +17,8 @@ SHOWN = (
     ("loss", "loss", "{:.3f}"),
     ("tokens_per_s", "tok/s", "{:.0f}"),
     ("accuracy", "right so far", "{:.1%}"),
+    ("describe", "describe", "{:.3f}"),
+    ("letter", "letter", "{:.3f}"),
 )
 """Numbers worth showing, where a step has them: name, label, format."""
 PLAIN_LINES = 20

@@ -81,6 +81,13 @@ def load_settings(
         raise SettingsError("\n".join(f"{source}: {_with_section(*problem)}" for problem in error.problems)) from None
 
 
+def choose_settings(cls: type[SettingsType], settings: SettingsType | None, options: Mapping[str, Any]) -> SettingsType:
+    """``settings``, or ``cls`` of the keyword arguments; SettingsError when both are given."""
+    if settings is not None and options:
+        raise SettingsError(f"give settings or {', '.join(options)}, not both: put them into the settings")
+    return settings if settings is not None else cls(**options)
+
+
 def dump_settings(settings: Settings) -> dict[str, Any]:
     """Plain types only, so that it can be written as YAML or JSON; ``load_settings`` of it gives the same settings."""
     return settings.model_dump(mode="json")

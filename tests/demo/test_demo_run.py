@@ -17,9 +17,10 @@ from medrl.data import demo, store
 from medrl.data.images import open_image
 from medrl.data.prompts import make_prompt
 from medrl.demo import base as demo_base
-from medrl.demo.base import base_folder, build_base, match_turn
+from medrl.demo.base import build_base, match_turn
 from medrl.demo.run import run_demo
 from medrl.errors import SettingsError
+from medrl.policy.loading import resolve_model
 from medrl.policy.policy import Policy
 from medrl.runs import read_records
 
@@ -93,7 +94,7 @@ def test_plain_transformers_gives_the_recorded_greedy_answers(finished: Path) ->
 
 
 def test_the_shipped_base_is_small_and_says_what_it_is() -> None:
-    folder = base_folder()
+    folder = Path(resolve_model("demo-base"))
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 8 * 2**20
     card = (folder / "README.md").read_text()
     assert "never seen an image together with a question" in card

@@ -55,7 +55,6 @@ MODALITIES = {
 """OmniMedVQA's names -> ours; a name that is not listed is kept as it is."""
 
 _TEXT_FIELDS = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path")
-_SHOWN_BAD_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +125,18 @@ def check_bad(result: ImportResult, max_bad_fraction: float = 0.001) -> None:
     """Pass when at most ``max_bad_fraction`` of the questions are bad; an unreadable file passes only at 1.0.
 
     Raises:
-        DataError: too much is bad; shows the first 20 bad rows.
+        DataError: too much is bad; shows all bad rows.
     """
     total = len(result.bad) + len(result.examples)
     whole_files = any(row.position < 0 for row in result.bad)
     fraction = 1.0 if whole_files else len(result.bad) / total if total else 0.0
     if fraction <= max_bad_fraction:
         return
-    shown = "\n".join(f"  {row}" for row in result.bad[:_SHOWN_BAD_ROWS])
-    more = len(result.bad) - _SHOWN_BAD_ROWS
-    tail = f"\n  ... and {more} more" if more > 0 else ""
+    shown = "\n".join(f"  {row}" for row in result.bad)
     # The fraction to allow is rounded up, so that the advice works when it is followed.
     allowance = 1.0 if whole_files else min(1.0, max(0.05, (int(fraction * 100) + 1) / 100))
     raise DataError(
-        f"{len(result.bad)} of {total} rows are bad, more than the {max_bad_fraction:.2%} allowed:\n{shown}{tail}\n"
+        f"{len(result.bad)} of {total} rows are bad, more than the {max_bad_fraction:.2%} allowed:\n{shown}\n"
         f"repair the source, or go on without them: --max-bad {allowance:g}"
     )
 

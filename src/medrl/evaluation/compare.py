@@ -200,7 +200,7 @@ def _cluster_of(record: EvalRecord, cluster: Cluster) -> str:
         return image_cluster(record.images) if record.images else record.id
     if record.patient is None:
         raise RunError(f"example {record.id} names no patient; compare by image instead")
-    return record.patient
+    return f"{record.source}\0{record.patient}"  # "1" of two data sets is two patients
 
 
 def _counted(ids: Sequence[str], total: int) -> str:

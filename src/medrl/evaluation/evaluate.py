@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import Field
+
 from medrl.data import store
 from medrl.data.prompts import find_template, make_prompt
 from medrl.errors import DataError, RunError
@@ -23,22 +25,22 @@ from medrl.rewards import from_weights
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.runs import RECORDS, append_records, read_records, write_json_atomically
+from medrl.settings import Settings, choose_settings
 from medrl.types import Completion, EvalRecord, Example, Mode, Prompt, relative_to
 
 ASKED = "asked.json"
-"""Who was asked and how, written before the first record."""
+"""Who was asked and how, written before the first record; and the seconds spent so far."""
 PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalSettings:
+class EvalSettings(Settings):
     """How an evaluation asks and decodes."""
 
     mode: Mode = "think"
     template: str | None = None
-    max_new_tokens: int = 256
-    batch_size: int = 32
-    """Prompts decoded together; changes speed, not the answers."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts decoded together; changes speed, and the answers by no more than rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +74,24 @@ def evaluate(
         facts: more to keep in the summary, e.g. ``name``, ``model``, ``store``.
         settings: see ``EvalSettings``; or give its fields as keyword arguments.
     """
-    settings = settings or EvalSettings(**options)
+    settings = choose_settings(EvalSettings, settings, options)
     find_template(settings.mode, settings.template)
     if not examples:
         raise DataError("there is nothing to evaluate: the test set is empty")
     out = Path(out)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
-    done = _finished(out, {example.id: ask(example) for example in examples})
-    asked = describe_asked(policy, settings)
-    _check_asked(out, asked)
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    done = _finished(out, {example.id: (example, ask(example)) for example in examples})
+    asked = describe_asked(policy, settings, facts or {})
+    first = _check_asked(out, asked)
+    clock = time.monotonic()
     missing = [example for example in examples if example.id not in done]
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     with Progress(len(batches), noun=f"evaluate {(facts or {}).get('name', out.name)}, batch", quiet=quiet) as progress:
         for batch in batches:
             records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
-            if not (out / ASKED).exists():
-                write_json_atomically(out / ASKED, asked)
+            write_json_atomically(
+                out / ASKED, {**asked, **first, "seconds": first["seconds"] + time.monotonic() - clock}
+            )
             append_records(out, records)
             done.update({record.id: record for record in records})
             progress.advance({"accuracy": fmean(record.correct for record in done.values())})
@@ -101,8 +104,8 @@ def evaluate(
         **_against_blind(ordered, examples, train_examples),
         **describe_versions(),
         **describe_machine(),
-        "started": started,
-        "seconds": time.monotonic() - clock,
+        "started": first["started"],
+        "seconds": first["seconds"] + time.monotonic() - clock,
     }
     write_json_atomically(out / "summary.json", summary)
     return Evaluation(records=ordered, summary=summary)
@@ -182,12 +185,12 @@ def make_record(example: Example, prompt: Prompt, completion: Completion, root: 
     )
 
 
-def _finished(out: Path, prompts: Mapping[str, Prompt]) -> dict[str, EvalRecord]:
-    """Records of an earlier start, by example. Raises ``RunError`` when they answer other prompts."""
+def _finished(out: Path, asked: Mapping[str, tuple[Example, Prompt]]) -> dict[str, EvalRecord]:
+    """Records of an earlier start, by example. Raises ``RunError`` when they answer other prompts or other targets."""
     if not (out / RECORDS).exists():
         return {}
     records = {record.id: record for record in read_records(out)}
-    strange = [id for id, record in records.items() if id not in prompts or prompts[id].hash != record.prompt_hash]
+    strange = [id for id, record in records.items() if id not in asked or not _answers(record, *asked[id])]
     if strange:
         raise RunError(
             f"{out} holds {len(strange)} records of other prompts (for one: {strange[0]}): it belongs to another data "
@@ -196,7 +199,11 @@ def _finished(out: Path, prompts: Mapping[str, Prompt]) -> dict[str, EvalRecord]
     return records
 
 
-def describe_asked(policy: Policy, settings: EvalSettings) -> dict[str, Any]:
+def _answers(record: EvalRecord, example: Example, prompt: Prompt) -> bool:
+    return record.prompt_hash == prompt.hash and record.target == example.target
+
+
+def describe_asked(policy: Policy, settings: EvalSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Who is asked and how, as far as records do not tell."""
     size = policy.processor.image_processor.size
     return {
@@ -204,17 +211,24 @@ def describe_asked(policy: Policy, settings: EvalSettings) -> dict[str, Any]:
         "dtype": str(policy.family.head.dtype),
         "image_size": {key: size[key] for key in ("shortest_edge", "longest_edge")},
         "max_new_tokens": settings.max_new_tokens,
+        "store_fingerprint": facts.get("store_fingerprint"),
     }
 
 
-def _check_asked(out: Path, asked: Mapping[str, Any]) -> None:
-    """Raise ``RunError`` when the folder's answers are another model's, or were given under other settings."""
-    before = json.loads((out / ASKED).read_text()) if (out / ASKED).exists() else asked
-    differing = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
+def _check_asked(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """When the first answer was given, and the seconds spent so far.
+
+    Raises ``RunError`` when the folder's answers are another model's, or were given under other settings or data.
+    """
+    if not (out / ASKED).exists():
+        return {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
+    before = json.loads((out / ASKED).read_text())
+    differing = sorted(key for key in asked if asked[key] != before.get(key))
     if differing:
         raise RunError(
             f"{out} holds answers given with other {', '.join(differing)}: choose another --out, or delete that folder"
         )
+    return {key: before[key] for key in ("started", "seconds")}
 
 
 def _against_blind(

@@ -46,7 +46,7 @@ def find_subject(model: str) -> Subject:
     """
     folder = Path(model)
     if is_run(folder):
-        checkpoint = latest_checkpoint(folder / "checkpoints")
+        checkpoint = latest_checkpoint(folder / "checkpoints", set_aside=False)
         if checkpoint is None:
             raise RunError(f"the run {folder} has no checkpoint yet: continue it with 'medrl train --resume auto'")
         return _from_run(folder, checkpoint)

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
 from safetensors import SafetensorError
 
 from medrl.errors import PolicyError
@@ -24,8 +25,8 @@ class PolicySettings(Settings):
     """Precision of the weights in the forward pass; the optimizer keeps float32 masters."""
     freeze_vision: bool = False
     """Leave the vision tower as it is."""
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
     """Bounds on an image's area after resizing; None keeps the processor's own (the papers: 401408)."""
     attention: Literal["dense"] = "dense"
     """Back end of packed attention."""
@@ -98,4 +99,8 @@ def set_pixel_bounds(processor: Any, min_pixels: int | None, max_pixels: int | N
         size["shortest_edge"] = min_pixels
     if max_pixels is not None:
         size["longest_edge"] = max_pixels
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise PolicyError(
+            f"min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}: swap them, or set both"
+        )
     processor.image_processor.size = size

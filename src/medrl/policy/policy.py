@@ -89,6 +89,8 @@ class Policy:
         self.source = source
         self.family = FAMILIES[model_type](model)
         self.attention = attention
+        self.trained = False
+        """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
 
@@ -118,7 +120,11 @@ class Policy:
         processor = from_hub(AutoProcessor, source)
         set_pixel_bounds(processor, min_pixels, max_pixels)
         model, loaded = from_hub(
-            AutoModelForImageTextToText, source, dtype=getattr(torch, dtype), output_loading_info=True
+            AutoModelForImageTextToText,
+            source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
         )
         check_weights(source, loaded["missing_keys"])
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -132,12 +138,12 @@ class Policy:
         self.processor.save_pretrained(folder)
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when any weight matrix moves: over each one's sum and sum of squares."""
-        digest = hashlib.sha256()
+        """16 hex digits over every weight, bit by bit."""
+        digest = hashlib.blake2b(digest_size=8)
         for name, parameter in self.model.named_parameters():
-            values = parameter.detach().float()
-            digest.update(f"{name} {float(values.sum()):.9e} {float(values.square().sum()):.9e}\n".encode())
-        return digest.hexdigest()[:16]
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +151,14 @@ class Policy:
 
     @property
     def eos_token_id(self) -> int:
+        """Ends the policy's turn in its chat template; what supervised training teaches."""
         return int(self.processor.tokenizer.eos_token_id)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a completion: the turn's end, and those of the model's generation config."""
+        also = self.model.generation_config.eos_token_id
+        return tuple(sorted({self.eos_token_id, *(also if isinstance(also, list) else [] if also is None else [also])}))
 
     @property
     def reference(self) -> "Policy":
@@ -223,8 +236,8 @@ class Policy:
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a completion; its end-of-turn token is left out, every other special token is shown."""
-        kept = [token for token in token_ids if token != self.eos_token_id]
+        """Text of a completion; the token that ended it is left out, every other special token is shown."""
+        kept = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_token_ids else token_ids)
         return self.processor.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def tokenize(self, completion: str) -> list[int]:
@@ -298,10 +311,10 @@ class Policy:
             config._attn_implementation = before
 
 
-def load_policy(settings: PolicySettings, source: str | Path | None = None) -> Policy:
-    """The policy a recipe asks for; ``source`` replaces its weights (a checkpoint)."""
+def load_policy(settings: PolicySettings) -> Policy:
+    """The policy a recipe asks for."""
     policy = Policy.load(
-        source or settings.model,
+        settings.model,
         dtype=settings.dtype,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,

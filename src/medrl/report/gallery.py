@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from medrl.data.images import open_image
+from medrl.errors import ImageError
 from medrl.report.tables import Evaluation
 from medrl.types import LETTERS, EvalRecord
 
 N_ITEMS = 24
 IMAGE_SIZE_PX = 256
-MAX_PIXELS = 64_000_000
 MAX_COMPLETION_CHARACTERS = 6000
 
 RULE = (
@@ -98,28 +96,14 @@ def embed_image(store: Path | None, name: str) -> Picture:
     if not file.is_file():
         return Picture(problem="the image is no longer in its store")
     try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return Picture(problem=f"the image has {image.width} x {image.height} pixels, too many to show")
-            image.draft("RGB", (2 * IMAGE_SIZE_PX, 2 * IMAGE_SIZE_PX))  # JPEG decodes faster when it may shrink
-            small = _eight_bit(image)
-            small.thumbnail((IMAGE_SIZE_PX, IMAGE_SIZE_PX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # PIL reports broken files with any of these.
-        return Picture(problem=f"the image cannot be read ({type(error).__name__})")
+        small = open_image(file)  # the picture the model saw: same orientation, same gray levels
+    except ImageError as error:
+        return Picture(problem=f"the image cannot be shown: {error}")
+    small.thumbnail((IMAGE_SIZE_PX, IMAGE_SIZE_PX))
     data = io.BytesIO()
     small.save(data, format="JPEG", quality=85, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
     return Picture(uri=uri, width=small.width, height=small.height)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """RGB or gray with 8 bits: 16-bit gray is stretched over its range, transparency laid on black."""
-    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        pixels = np.asarray(image, dtype=np.float64)
-        low, high = pixels.min(), pixels.max()
-        return Image.fromarray(((pixels - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
-    return image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
 
 
 def _kind(before: bool, after: bool) -> str:

@@ -56,7 +56,7 @@ def generate(
         Completion(
             text=policy.decode(token_ids),
             token_ids=tuple(token_ids),
-            finish_reason="stop" if token_ids[-1] == policy.eos_token_id else "length",
+            finish_reason="stop" if token_ids[-1] in policy.stop_token_ids else "length",
             mode=prompts[row // group_size].mode,
             sampling_logprobs=tuple(values),
         )
@@ -76,6 +76,7 @@ def _decode(
     next_position = torch.tensor([prompt.next_position for prompt in encoded], device=device)
     next_position = next_position.repeat_interleave(group_size)  # (R,)
     prompt_slots = cache.slot
+    stops = torch.tensor(policy.stop_token_ids, device=device)
 
     written = torch.zeros(rows, limit, dtype=torch.long, device=device)
     written_logprobs = torch.zeros(rows, limit, device=device)
@@ -87,7 +88,7 @@ def _decode(
         tokens, logprobs = draw_tokens(logits, uniform[here, t], sampling)  # (rows in cache,)
         written[here[alive], t] = tokens[alive]
         written_logprobs[here[alive], t] = logprobs[alive]
-        ended = alive & (tokens == policy.eos_token_id)
+        ended = alive & torch.isin(tokens, stops)
         lengths[here[ended]] = t + 1
         alive = alive & ~ended
         n_alive = int(alive.sum())

@@ -71,18 +71,18 @@ def save_checkpoint(
     return final
 
 
-def latest_checkpoint(root: Path) -> Path | None:
+def latest_checkpoint(root: Path, *, set_aside: bool = True) -> Path | None:
     """The newest checkpoint that verifies, or None.
 
     One that does not is renamed to ``step-000300.corrupt``, with a warning that names the bad file, and the one before
-    it is tried.
+    it is tried. With ``set_aside`` false nothing is renamed: for readers of a run that may still be training.
     """
     for folder in reversed(list_checkpoints(root)):
         try:
             verify(folder)
         except CheckpointError as error:
-            aside = _set_aside(folder)
-            warnings.warn(f"{error}; it was set aside as {aside.name}, an older one is used", stacklevel=2)
+            fate = f"it was set aside as {_set_aside(folder).name}" if set_aside else "it is passed over"
+            warnings.warn(f"{error}; {fate}, an older one is used", stacklevel=2)
         else:
             return folder
     return None

@@ -1,4 +1,4 @@
-"""A step's numbers under the names of house.md, which are TRL's where TRL has one."""
+"""A step's numbers under the names of docs/records.md, which are TRL's where TRL has one."""
 
 from collections.abc import Iterable
 from pathlib import Path

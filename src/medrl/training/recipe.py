@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from medrl.data import store
+from medrl.data.prompts import find_template
 from medrl.errors import DataError
 from medrl.grpo import GRPO
 from medrl.policy.loading import PolicySettings
@@ -62,12 +63,14 @@ def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet
     """The same for settings that are already loaded."""
     if resume == "never":
         check_vacant(out)  # before a model of gigabytes is loaded
+    reward = from_weights(settings.reward)
+    find_template(settings.training.mode, settings.training.template)
     info = store.read_info(settings.data.train)
     train_set = select(store.load(settings.data.train), settings.data)
     return train(
         load_policy(settings.policy),
         train_set,
-        from_weights(settings.reward),
+        reward,
         settings.objective,
         out=out,
         settings=settings.training,

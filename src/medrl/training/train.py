@@ -1,8 +1,10 @@
 """The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for GRPO and supervised training."""
 
 import functools
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import check_gold
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
-from medrl.settings import Settings, dump_settings
+from medrl.settings import Settings, choose_settings, dump_settings
 from medrl.training.batches import Objective, pack_groups
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from medrl.training.methods import make_method
@@ -82,17 +84,22 @@ def train(
         NonFiniteError: a loss, gradient or reward is not finite; the last checkpoint is as it was.
         RunError, SettingsError, DataError: what was asked makes no sense; nothing was written.
     """
-    settings = settings or Training(**options)
+    settings = choose_settings(Training, settings, options)
+    if policy.trained:
+        policy.freeze_reference()  # a second training starts where the first one ended
     check_inputs(train_set, reward, settings)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
-    recipe = dict(recipe or {"objective": dump_settings(objective), **dump_settings(settings)})
-    run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **(provenance or {})}, resume)
+    described = {"reward": getattr(reward, "weights", str(reward)), "objective": dump_settings(objective)}
+    recipe = dict(recipe or {**described, **dump_settings(settings)})
+    provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
+    run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
 
     sampler = Sampler(len(train_set), settings.seed)
     optimizer = AdamW(policy.model.named_parameters(), settings.optim)
     first_step, seconds_before = restore(run, policy, optimizer, sampler)
+    policy.trained = True
     started = time.monotonic()
     with Progress(settings.steps, first_step, quiet=quiet) as progress:
         for step in range(first_step, settings.steps):
@@ -120,6 +127,14 @@ def train(
                 save(run, step + 1, policy, optimizer, sampler, settings, seconds)
     run.update_provenance(seconds=seconds_before + time.monotonic() - started)
     return run
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over the examples, image files by name: what a resumed run compares when no store tells."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(replace(example, images=tuple(Path(image.name) for image in example.images))).encode())
+    return digest.hexdigest()
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training) -> None:

@@ -61,7 +61,6 @@ def update_policy(
     old: list[Tensor | None] = [None] * len(micro_batches)
     totals = _Totals()
     optimizer.zero_grad()  # what an update that was stopped half-way has left behind
-    policy.model.train()
     for _ in range(rounds):
         totals = _Totals()
         for index, micro_batch in enumerate(micro_batches):
@@ -76,7 +75,6 @@ def update_policy(
             optimizer.zero_grad()
             culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
             raise NonFiniteError(f"{error}; it comes from example {' or '.join(culprits)}") from error
-    policy.model.eval()
     return totals.update(grad_norm, lr, skipped=len(batch) - sum(len(m.groups) for m in micro_batches))
 
 
