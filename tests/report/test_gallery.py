@@ -84,6 +84,6 @@ def test_what_cannot_be_shown_says_why(tmp_path):
     assert "outside" in embed_image(store, "../secret.png").problem
     assert "outside" in embed_image(store, str(tmp_path / "secret.png")).problem
     assert "outside" in embed_image(store, "link.png").problem
-    assert "cannot be read" in embed_image(store, "broken.png").problem
-    assert "cannot be read" in embed_image(store, "page.svg").problem
+    assert "cannot be shown" in embed_image(store, "broken.png").problem
+    assert "cannot be shown" in embed_image(store, "page.svg").problem
     assert "does not say" in embed_image(None, "a.png").problem

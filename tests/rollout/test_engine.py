@@ -182,3 +182,15 @@ def test_nothing_is_written_for_no_prompts(ending):
 def test_no_gradient_is_kept(ending, prompts):
     generate(ending, prompts[:1], SAMPLING)
     assert all(parameter.grad is None for parameter in ending.model.parameters())
+
+
+def test_any_stop_token_of_the_generation_config_ends_a_completion(make_policy, prompts):
+    """Qwen2-VL's generation config names two tokens that end a turn; transformers stops at either."""
+    policy = make_policy()
+    other = policy.processor.tokenizer.pad_token_id
+    policy.model.generation_config.eos_token_id = [policy.eos_token_id, other]
+    favor(policy, other, 1 - 1e-12)
+    for (completion,) in generate(policy, prompts, Sampling(max_new_tokens=6)):
+        assert completion.token_ids == (other,)
+        assert completion.finish_reason == "stop"
+        assert completion.text == ""
