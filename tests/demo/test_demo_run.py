@@ -17,7 +17,7 @@ from medrl.data import demo, store
 from medrl.data.images import open_image
 from medrl.data.prompts import make_prompt
 from medrl.demo import base as demo_base
-from medrl.demo.base import build_base, match_turn
+from medrl.demo.base import build_base, by_fact, match_turn
 from medrl.demo.run import run_demo
 from medrl.errors import SettingsError
 from medrl.policy.loading import resolve_model
@@ -133,9 +133,9 @@ def test_a_rebuilt_base_depends_on_nothing_but_the_seed(tmp_path: Path, monkeypa
 
 def test_a_matching_turn_names_the_letter_of_the_remembered_fact() -> None:
     rng = np.random.default_rng(0)
-    views = [demo.draw("train", rng)[0] for _ in range(8)]
+    known = by_fact([demo.draw("train", rng)[0] for _ in range(8)])
     for _ in range(50):
-        question, answer = match_turn(views, rng)
+        question, answer = match_turn(known, rng)
         letter = answer.removesuffix("</answer>")[-1]
         (option,) = [line[3:] for line in question.splitlines() if line.startswith(f"{letter}) ")]
         remembered = answer.split("<think>")[1].split("</think>")[0]

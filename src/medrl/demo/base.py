@@ -10,7 +10,7 @@ It has never seen an image together with a question. Asked one, it has no reason
 think tags is a guess. Reinforcement on the letter is what joins the two skills.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,26 +33,22 @@ DESCRIBE = "Describe the image."
 DESCRIBE_IN_TAGS = "Describe the image in <think>...</think>."
 
 MATCHED = {
-    "modality": 0.15,
-    "anatomy": 0.19,
-    "plane": 0.26,
-    "tissue": 0.28,
-    "ultrasound": 0.04,
-    "fundus": 0.04,
-    "microscopy": 0.04,
+    "modality": 0.2,
+    "anatomy": 0.25,
+    "plane": 0.2,
+    "tissue": 0.2,
+    "ultrasound": 0.05,
+    "fundus": 0.05,
+    "microscopy": 0.05,
 }
-"""How often each question is matched: more where the options look alike."""
+"""How often each question is matched."""
 
-STEPS = 1600
-DESCRIBED_PER_STEP, MATCHED_PER_STEP = 28, 52
-BRAIN_SHARE = 0.6
-"""Share of brain volumes among the described images: their planes and maps are the hardest to tell apart."""
-VIEWS = 2500
+STEPS = 1200
+DESCRIBED_PER_STEP, MATCHED_PER_STEP = 20, 60
+VIEWS, BRAIN_SHARE = 3000, 0.5
+"""Images to describe, and the share of brain volumes among them: their planes and maps are hardest to tell apart."""
 VOCABULARY = 640
-OPTIM = Optim(
-    lr=1.5e-3, schedule="cosine", warmup_steps=100, min_lr_fraction=0.02, betas=(0.9, 0.98), weight_decay=0.02
-)
-TOKENS_PER_MICRO_BATCH = 4096
+OPTIM = Optim(lr=1.5e-3, schedule="cosine", warmup_steps=60, min_lr_fraction=0.02, betas=(0.9, 0.98), weight_decay=0.02)
 
 CARD = """---
 license: apache-2.0
@@ -80,7 +76,8 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 2]))
     views = draw_views(rng)
-    processor = train_processor(tokenizer_texts(views, rng), vocab_size=VOCABULARY)
+    known = by_fact(views)
+    processor = train_processor(tokenizer_texts(known, rng), vocab_size=VOCABULARY)
     policy = Policy(build_model(processor, seed=seed), processor)
     descriptions = describe_turns(policy, views)
     optimizer = AdamW(policy.model.named_parameters(), OPTIM)
@@ -88,8 +85,8 @@ def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = Fa
     with Progress(steps, 0, quiet=quiet) as progress:
         for step in range(steps):
             seen = [descriptions[i] for i in rng.integers(len(descriptions), size=DESCRIBED_PER_STEP)]
-            described = imitate(policy, [prompt for prompt, _ in seen], [text for _, text in seen])
-            turns = [match_turn(views, rng) for _ in range(MATCHED_PER_STEP)]
+            described = imitate(policy, [prompt for prompt, _ in seen], [text for _, text in seen], open_end=True)
+            turns = [match_turn(known, rng) for _ in range(MATCHED_PER_STEP)]
             encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
             matched = imitate(policy, encoded, [answer for _, answer in turns], letters=True)
             optimizer.step(learning_rate(OPTIM, step, steps))
@@ -124,24 +121,39 @@ def describe_turns(policy: Policy, views: Sequence[View]) -> list[tuple[EncodedP
     return [*zip(bare, texts, strict=True), *in_tags]
 
 
-def match_turn(views: Sequence[View], rng: np.random.Generator) -> tuple[str, str]:
-    """A question about what is known of some view, and a completion that recalls the facts and picks the letter."""
+def by_fact(views: Sequence[View]) -> dict[tuple[str, str], list[Facts]]:
+    """(fact, value) -> what is known of the views of which it is true."""
+    known: dict[tuple[str, str], list[Facts]] = {}
+    for view in views:
+        for fact, value in view.facts.items():
+            known.setdefault((fact, value), []).append(view.facts)
+    return known
+
+
+def match_turn(known: Mapping[tuple[str, str], Sequence[Facts]], rng: np.random.Generator) -> tuple[str, str]:
+    """A question about what is known of some view, and a completion that recalls the facts and picks the letter.
+
+    The answer is drawn evenly, not the view: were most answers "MRI", its letter could be found without the facts.
+    """
     while True:
         question = demo.QUESTIONS[str(rng.choice(tuple(MATCHED), p=tuple(MATCHED.values())))]
-        facts: Facts = views[int(rng.integers(len(views)))].facts
-        if facts.get(question.fact) in question.answers:
+        fitting = known.get((question.fact, str(rng.choice(question.answers))))
+        if fitting:
             break
+    facts = fitting[int(rng.integers(len(fitting)))]
     text, options, target = demo.ask(question, facts, rng)
     example = Example(id="match", source="demo", images=(), question=text, options=options, target=target)
     answer = f"<think>{demo.describe(facts)}</think><answer>{target}</answer>"
     return make_prompt(example, "think", THINK).text, answer
 
 
-def tokenizer_texts(views: Sequence[View], rng: np.random.Generator, n: int = 3000) -> list[str]:
+def tokenizer_texts(
+    known: Mapping[tuple[str, str], Sequence[Facts]], rng: np.random.Generator, n: int = 3000
+) -> list[str]:
     """What the tokenizer should write in few tokens."""
     bare = Example(id="", source="", images=(), question="", options=("", ""), target="A")
     turn = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
-    turns = [text for _ in range(n) for text in match_turn(views, rng)]
+    turns = [text for _ in range(n) for text in match_turn(known, rng)]
     return [*turns, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
 
 
@@ -156,13 +168,19 @@ class Imitation:
 
 
 def imitate(
-    policy: Policy, encoded: Sequence[EncodedPrompt], texts: Sequence[str], *, letters: bool = False
+    policy: Policy,
+    encoded: Sequence[EncodedPrompt],
+    texts: Sequence[str],
+    *,
+    letters: bool = False,
+    open_end: bool = False,
 ) -> Imitation:
     """Add the gradient of the cross-entropy of ``texts``; with ``letters`` the answer's letter counts once more.
 
-    One letter among twenty tokens is all that matching is about, and it would have a twentieth of the gradient.
+    One letter among twenty tokens is all that matching is about, and it would have a twentieth of the gradient. With
+    ``open_end`` what comes after the text is not taught: a description is not where a turn must end.
     """
-    targets = [policy.tokenize(text) for text in texts]
+    targets = [policy.tokenize(text)[: -1 if open_end else None] for text in texts]
     scored = policy.logprobs(encoded, [[ids] for ids in targets])
     nll = -(scored.logprobs * scored.completion_mask)
     loss = nll.sum() / scored.completion_mask.sum()

@@ -29,7 +29,7 @@ from medrl.training.optim import Optim
 from medrl.training.recipe import Data, Recipe, run_settings
 from medrl.training.train import Training
 
-STEPS = 120
+STEPS = 250
 GROUP_SIZE = 8
 GRPO_PROMPTS = 16
 SFT_PROMPTS = 64
@@ -129,8 +129,8 @@ def grpo_recipe(base: str, train: Path, seed: int, steps: int = STEPS) -> Recipe
             mode="think",
             template=THINK,
             sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS),
-            optim=Optim(lr=3e-4, schedule="linear", warmup_steps=5),
-            save_every=40,
+            optim=Optim(lr=2e-4, schedule="linear", warmup_steps=5, betas=(0.9, 0.98)),
+            save_every=50,
             seed=seed,
         ),
     )
