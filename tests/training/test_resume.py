@@ -168,6 +168,7 @@ def deadly(example, completion):
             os.kill(os.getpid(), signal.SIGKILL)
     return reward(example, completion)
 
+deadly.weights = reward.weights
 train(Policy.load(model), load(store), deadly, GRPO(group_size=2, kl_coef=0.04), out=out,
       settings=Training.model_validate_json(settings), quiet=True)
 """

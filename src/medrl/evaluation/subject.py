@@ -61,7 +61,7 @@ def _from_run(folder: Path, checkpoint: Path) -> Subject:
     recipe = Run.open(folder).recipe
     source, name = str(checkpoint), str(checkpoint.resolve())
     if "policy" not in recipe:  # started from Python, which knows no recipe
-        settings = {key: value for key, value in recipe.items() if key != "objective"}
+        settings = {key: value for key, value in recipe.items() if key not in ("objective", "reward")}
         return Subject(source=source, name=name, training=load_settings(Training, settings))
     recipe = load_settings(Recipe, folder / "recipe.yaml")
     return Subject(

@@ -91,7 +91,8 @@ def train(
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
-    described = {"reward": getattr(reward, "weights", str(reward)), "objective": dump_settings(objective)}
+    weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
+    described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
     provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
     run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
