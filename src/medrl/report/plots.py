@@ -186,7 +186,7 @@ def _position(value: float, start: float, end: float) -> float:
 
 def _ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
     """Round numbers that span low to high."""
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-290):  # equal, but for rounding
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
     rough = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(rough))
