@@ -186,8 +186,10 @@ def _position(value: float, start: float, end: float) -> float:
 
 def _ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
     """Round numbers that span low to high."""
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-290):  # equal, but for rounding
-        low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-12 * max(size, 1e-290):  # equal, but for rounding
+        margin = 0.1 * (size if size > 1e-290 else 1.0)
+        low, high = low - margin, high + margin
     rough = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
