@@ -90,7 +90,7 @@ class Volume:
         plane = plane or str(rng.choice(PLANES))
         axis = PLANES.index(plane)
         index = int(rng.choice(self.slices(split, axis)))
-        pixels = np.rot90(np.take(volume, index, axis))
+        pixels = np.rot90(np.moveaxis(volume, axis, 0)[index])
         facts = {**self.facts, "plane": plane}
         return View(image=to_image(vary(square(pixels), rng, move=True)), facts=facts, source=self.name)
 
@@ -138,7 +138,7 @@ def _nifti(package: str, *parts: str) -> np.ndarray:
     import nibabel
 
     volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj, dtype=np.float32)
-    return stretch(volume)
+    return np.ascontiguousarray(stretch(volume), dtype=np.float32)
 
 
 def _dicom(name: str, low: float | None = None, high: float | None = None) -> np.ndarray:
