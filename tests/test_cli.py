@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -366,6 +368,28 @@ def test_ctrl_c_says_how_to_continue(monkeypatch, home, tmp_path):
     monkeypatch.setattr("medrl.training.recipe.run_recipe", interrupted)
     result = run("train", home / "recipe.yaml", "--out", tmp_path / "run")
     assert result.exit_code == 130 and "--resume auto" in result.stderr
+
+
+def test_a_run_that_is_asked_to_stop_saves_ends_with_143_and_resumes_to_the_same_weights(home, tmp_path):
+    words = ["train", home / "recipe.yaml", "training.steps=60", "training.save_every=100", "--out"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    command = [sys.executable, "-m", "medrl", *map(str, words), str(tmp_path / "run")]
+    # Sums of floats depend on the number of threads; below the runs continue in this process, which has one.
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread) as process:
+        while not metrics.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "saved and stopped" in stderr and "--resume auto" in stderr and "Traceback" not in stderr
+    done = len(metrics.read_text().splitlines())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{done:06}"]
+    assert run(*words, tmp_path / "run", "--resume", "auto").exit_code == 0
+    assert run(*words, tmp_path / "whole").exit_code == 0
+    for name in ("model.safetensors", "trainer/optimizer.safetensors"):
+        ours, theirs = (tmp_path / out / "checkpoints" / "step-000060" / name for out in ("run", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_reader_that_goes_away_is_no_error(evaluated):

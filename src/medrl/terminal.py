@@ -9,13 +9,14 @@ import typer
 from typer.core import TyperGroup
 
 from medrl.errors import MedrlError
+from medrl.stopping import Stopped
 
 INTERRUPTED = {
     "train": "stopped; continue from the newest checkpoint with the same command and --resume auto",
     "eval": "stopped; the same command continues where it stopped",
     "demo": "stopped; the same command continues where it stopped",
 }
-EXIT_INTERRUPTED = 130
+EXIT_SAVED, EXIT_INTERRUPTED = 143, 130
 
 
 class Commands(TyperGroup):
@@ -29,6 +30,8 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except MedrlError as error:
             fail(str(error), error.exit_code)
+        except Stopped:
+            fail(f"saved and {INTERRUPTED[ctx.invoked_subcommand]}", EXIT_SAVED, prefix="")
         except KeyboardInterrupt:
             fail(INTERRUPTED.get(ctx.invoked_subcommand or "", "stopped"), EXIT_INTERRUPTED, prefix="")
         except BrokenPipeError:  # whoever read our output has gone, e.g. head: typer ends quietly

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medrl import stopping
 from medrl.policy.attention import Causal, Masked
 from medrl.policy.policy import EncodedPrompt, Policy
 from medrl.rollout.sampling import Sampling, draw_tokens, uniforms
@@ -85,6 +86,7 @@ def _decode(
     alive = torch.ones(rows, dtype=torch.bool, device=device)  # of the rows of the cache
 
     for t in range(limit):
+        stopping.check()
         tokens, logprobs = draw_tokens(logits, uniform[here, t], sampling)  # (rows in cache,)
         written[here[alive], t] = tokens[alive]
         written_logprobs[here[alive], t] = logprobs[alive]

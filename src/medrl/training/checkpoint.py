@@ -52,7 +52,7 @@ def save_checkpoint(
     that were there stay whole.
     """
     assert keep >= 1, f"keep is {keep}: it would delete the checkpoint just saved"
-    final = root / f"step-{step:06d}"
+    final = root / checkpoint_name(step)
     scratch = root / f".tmp-{final.name}-{secrets.token_hex(4)}"
     needed = 0
     try:
@@ -69,6 +69,11 @@ def save_checkpoint(
     verify(final)
     _retire(root, step, keep)
     return final
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint after ``step`` steps."""
+    return f"step-{step:06d}"
 
 
 def latest_checkpoint(root: Path, *, set_aside: bool = True) -> Path | None:

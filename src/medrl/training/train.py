@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from medrl import stopping
 from medrl.data.prompts import find_template, make_prompt
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError, RewardError, RunError, SettingsError
@@ -21,7 +22,7 @@ from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
 from medrl.training.batches import Objective, pack_groups
-from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from medrl.training.checkpoint import checkpoint_name, latest_checkpoint, load_state, save_checkpoint
 from medrl.training.methods import make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
@@ -83,6 +84,7 @@ def train(
         RewardError: a right answer would not earn the full reward.
         NonFiniteError: a loss, gradient or reward is not finite; the last checkpoint is as it was.
         RunError, SettingsError, DataError: what was asked makes no sense; nothing was written.
+        Stopped: SIGTERM or Ctrl-C came; the run was saved as it stood before the step that was under way.
     """
     settings = choose_settings(Training, settings, options)
     if policy.trained:
@@ -102,30 +104,38 @@ def train(
     first_step, seconds_before = restore(run, policy, optimizer, sampler)
     policy.trained = True
     started = time.monotonic()
-    with Progress(settings.steps, first_step, quiet=quiet) as progress:
-        for step in range(first_step, settings.steps):
-            clock = Clock()
-            examples = [train_set[index] for index in sampler.next(settings.prompts_per_step)]
-            groups = method.collect(examples, step)
-            clock.lap("rollout")
-            advantages = method.advantages(groups)
-            batch = pack_groups(groups, advantages)
-            update = update_policy(
-                policy,
-                batch,
-                optimizer,
-                objective,
-                lr=learning_rate(settings.optim, step, settings.steps),
-                temperature=method.temperature,
-                tokens_per_micro_batch=settings.tokens_per_micro_batch,
-            )
-            clock.lap("update")
-            row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
-            run.append_metrics({**row, "eta_s": progress.advance(row)})
-            run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), root))
-            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-                seconds = seconds_before + time.monotonic() - started
-                save(run, step + 1, policy, optimizer, sampler, settings, seconds)
+    step = first_step
+    try:
+        with Progress(settings.steps, first_step, quiet=quiet) as progress, stopping.at_safe_points():
+            for step in range(first_step, settings.steps):
+                clock = Clock()
+                examples = [train_set[index] for index in sampler.next(settings.prompts_per_step)]
+                groups = method.collect(examples, step)
+                clock.lap("rollout")
+                advantages = method.advantages(groups)
+                batch = pack_groups(groups, advantages)
+                update = update_policy(
+                    policy,
+                    batch,
+                    optimizer,
+                    objective,
+                    lr=learning_rate(settings.optim, step, settings.steps),
+                    temperature=method.temperature,
+                    tokens_per_micro_batch=settings.tokens_per_micro_batch,
+                )
+                clock.lap("update")
+                row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
+                run.append_metrics({**row, "eta_s": progress.advance(row)})
+                run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), root))
+                if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                    seconds = seconds_before + time.monotonic() - started
+                    save(run, step + 1, policy, optimizer, sampler, settings, seconds)
+    except stopping.Stopped:
+        # No weight has moved since this step began, so that is the state to save: the step is taken again on resume.
+        sampler.position = step * settings.prompts_per_step
+        if not (run.checkpoints / checkpoint_name(step)).exists():
+            save(run, step, policy, optimizer, sampler, settings, seconds_before + time.monotonic() - started)
+        raise
     run.update_provenance(seconds=seconds_before + time.monotonic() - started)
     return run
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medrl import stopping
 from medrl.errors import NonFiniteError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy, ScoredCompletions
@@ -54,16 +55,19 @@ def update_policy(
     """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
 
     Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; that update has changed no
-    weight then (with several updates per rollout, earlier ones have).
+    weight then (with several updates per rollout, earlier ones have). Raises ``Stopped`` between micro-batches before
+    any weight has moved.
     """
     micro_batches = cut(policy, batch, objective, tokens_per_micro_batch)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
     old: list[Tensor | None] = [None] * len(micro_batches)
     totals = _Totals()
     optimizer.zero_grad()  # what an update that was stopped half-way has left behind
-    for _ in range(rounds):
+    for round in range(rounds):
         totals = _Totals()
         for index, micro_batch in enumerate(micro_batches):
+            if round == 0:  # later the weights have moved, and the step must be finished
+                stopping.check()
             terms, scored = _backward(policy, micro_batch, objective, temperature, old[index])
             optimizer.accumulate()
             totals.add(terms, scored, micro_batch)

@@ -1,0 +1,78 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from medrl import stopping
+
+
+def ask(number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_signal_waits_for_the_next_safe_point(number):
+    passed = []
+    with pytest.raises(stopping.Stopped), stopping.at_safe_points():
+        stopping.check()
+        ask(number)
+        passed.append("work after the signal")
+        stopping.check()
+        passed.append("work after the safe point")
+    assert passed == ["work after the signal"]
+
+
+def test_outside_there_is_nothing_to_stop_and_the_handlers_are_as_before():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    with pytest.raises(stopping.Stopped), stopping.at_safe_points():
+        ask()
+        stopping.check()
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+    stopping.check()
+    with stopping.at_safe_points():
+        stopping.check()
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt) as raised, stopping.at_safe_points():
+        ask(signal.SIGINT)
+        ask(signal.SIGINT)
+        pytest.fail("the second signal was swallowed")
+    assert type(raised.value) is KeyboardInterrupt
+
+
+def test_a_second_sigterm_ends_the_process_where_it_stands():
+    code = (
+        "import os, signal\nfrom medrl import stopping\nwith stopping.at_safe_points():\n"
+        "    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGTERM)\n        print('alive', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\n")
+    assert "once more leaves at once" in done.stderr
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.at_safe_points():
+            ask(signal.SIGINT)
+            stopping.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_may_use_it_but_take_no_signals():
+    seen = []
+
+    def work() -> None:
+        with stopping.at_safe_points():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert seen == [before]
