@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from medrl.cli import app
 from medrl.data.prompts import make_prompt
 from medrl.data.store import load, write_store
+from medrl.runs import append_records, read_records
 from medrl.types import Example
 
 OPTIONS = ("CT", "MRI", "X-Ray")
@@ -321,6 +323,20 @@ def test_compare_prints_a_verdict_and_json(evaluated):
     assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
 
 
+def test_compare_ends_with_0_only_when_the_second_is_shown_to_be_better(evaluated, tmp_path):
+    records = read_records(evaluated / "before")
+    for name, n_right in (("bad", 0), ("good", len(records)), ("slightly", 2)):
+        append_records(
+            tmp_path / name, [replace(record, correct=number < n_right) for number, record in enumerate(records)]
+        )
+    codes = {pair: run("compare", *(tmp_path / name for name in pair)).exit_code for pair in (
+        ("bad", "good"), ("good", "bad"), ("good", "good"), ("bad", "slightly"),
+    )}  # fmt: skip
+    assert codes == {("bad", "good"): 0, ("good", "bad"): 3, ("good", "good"): 3, ("bad", "slightly"): 3}
+    answered = run("compare", tmp_path / "good", tmp_path / "bad", "--json")
+    assert answered.exit_code == 3 and json.loads(answered.stdout)["difference"]["value"] == -1
+
+
 def test_compare_over_different_examples_is_refused(evaluated, home, tmp_path):
     part = tmp_path / "part"
     ask = ("--template", "plain", "--max-new-tokens", 8, "--limit", 4)
@@ -354,7 +370,7 @@ def test_light_commands_import_neither_torch_nor_transformers(evaluated, tmp_pat
     ]
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom medrl.cli import app\n"
-        f"for words in {calls!r}:\n    assert CliRunner().invoke(app, words).exit_code == 0, words\n"
+        f"for words in {calls!r}:\n    assert CliRunner().invoke(app, words).exit_code in (0, 3), words\n"
         "print([name for name in ('torch', 'transformers', 'scipy', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -60,7 +60,8 @@ def test_the_walk_through_works_as_it_is_written(tmp_path, monkeypatch):
         arguments = [str(folder) if word == "DIR" else word for word in words[1:]]
         arguments += SHORTER if words[1] == "train" else []
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, (words, result.output)
+        answered = (0, 3) if words[1] == "compare" else (0,)  # 3: two steps have not shown to help
+        assert result.exit_code in answered, (words, result.output)
     assert "McNemar" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
     after = json.loads((tmp_path / "runs" / "tiny" / "eval" / "after" / "summary.json").read_text())
     assert (after["template"], after["n"]) == ("plain", 4)

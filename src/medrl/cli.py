@@ -262,6 +262,9 @@ def compare(
     B minus A, example by example: difference in accuracy, its interval, exact McNemar test. Refuses evaluations over
     different examples.
 
+    It answers whether B is better. Exit code 0: yes, the interval lies above 0 and McNemar's p is below 0.05;
+    3: no, that is not shown, or B is worse.
+
     \b
     Example:
       medrl compare runs/ct/eval/before runs/ct/eval/after
@@ -274,15 +277,16 @@ def compare(
     comparison = compare_records(read_records(a), read_records(b), cluster=cluster, a_name=a_name, b_name=b_name)
     if as_json:
         _print_json(comparison.as_dict())
-        return
-    rows = [
-        terminal.accuracy_row(a_name, comparison.a_accuracy.as_dict()),
-        terminal.accuracy_row(b_name, comparison.b_accuracy.as_dict()),
-        terminal.difference_row("difference", comparison.difference.as_dict()),
-    ]
-    terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
-    typer.echo(f"only {a_name} right: {comparison.only_a}; only {b_name} right: {comparison.only_b}")
-    typer.echo(comparison.verdict)
+    else:
+        rows = [
+            terminal.accuracy_row(a_name, comparison.a_accuracy.as_dict()),
+            terminal.accuracy_row(b_name, comparison.b_accuracy.as_dict()),
+            terminal.difference_row("difference", comparison.difference.as_dict()),
+        ]
+        terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
+        typer.echo(f"only {a_name} right: {comparison.only_a}; only {b_name} right: {comparison.only_b}")
+        typer.echo(comparison.verdict)
+    raise typer.Exit(0 if comparison.better else terminal.EXIT_NO)
 
 
 @app.command()

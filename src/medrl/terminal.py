@@ -16,7 +16,7 @@ INTERRUPTED = {
     "eval": "stopped; the same command continues where it stopped",
     "demo": "stopped; the same command continues where it stopped",
 }
-EXIT_SAVED, EXIT_INTERRUPTED = 143, 130
+EXIT_NO, EXIT_SAVED, EXIT_INTERRUPTED = 3, 143, 130
 
 
 class Commands(TyperGroup):
