@@ -161,6 +161,15 @@ def test_an_evaluation_that_was_stopped_continues_without_asking_twice(
     assert {k: v for k, v in summary.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
 
 
+def test_who_was_asked_is_written_once(tiny, test_store, tmp_path, monkeypatch):
+    written = []
+    inner = module.write_json_atomically
+    monkeypatch.setattr(module, "write_json_atomically", lambda path, value: written.append(path) or inner(path, value))
+    out = tmp_path / "eval"
+    evaluate_store(tiny, test_store, out=out, model="tiny", settings=SETTINGS, quiet=True)
+    assert written == [out / "asked.json", out / "summary.json"]
+
+
 def test_a_finished_evaluation_asks_nothing(finished, tiny, test_store, train_store, monkeypatch):
     evaluation, out = finished
     before = (out / "records.jsonl").read_bytes()

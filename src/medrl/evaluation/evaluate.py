@@ -24,12 +24,12 @@ from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import from_weights
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
-from medrl.runs import RECORDS, append_records, read_records, write_json_atomically
+from medrl.runs import RECORDS, append_records, is_evaluation, read_records, read_summary, write_json_atomically
 from medrl.settings import Settings, choose_settings
 from medrl.types import Completion, EvalRecord, Example, Mode, Prompt, relative_to
 
 ASKED = "asked.json"
-"""Who was asked and how, written before the first record; and the seconds spent so far."""
+"""Who was asked, how and since when; written once, before the first record."""
 PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
 
 
@@ -82,16 +82,16 @@ def evaluate(
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     done = _finished(out, {example.id: (example, ask(example)) for example in examples})
     asked = describe_asked(policy, settings, facts or {})
-    first = _check_asked(out, asked)
+    started = _check_asked(out, asked)
+    seconds_before = read_summary(out).get("seconds", 0.0) if is_evaluation(out) else 0.0
     clock = time.monotonic()
     missing = [example for example in examples if example.id not in done]
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     with Progress(len(batches), noun=f"evaluate {(facts or {}).get('name', out.name)}, batch", quiet=quiet) as progress:
         for batch in batches:
             records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
-            write_json_atomically(
-                out / ASKED, {**asked, **first, "seconds": first["seconds"] + time.monotonic() - clock}
-            )
+            if not (out / ASKED).exists():
+                write_json_atomically(out / ASKED, {**asked, "started": started})
             append_records(out, records)
             done.update({record.id: record for record in records})
             progress.advance({"accuracy": fmean(record.correct for record in done.values())})
@@ -104,8 +104,8 @@ def evaluate(
         **_against_blind(ordered, examples, train_examples),
         **describe_versions(),
         **describe_machine(),
-        "started": first["started"],
-        "seconds": first["seconds"] + time.monotonic() - clock,
+        "started": started,
+        "seconds": seconds_before + time.monotonic() - clock,
     }
     write_json_atomically(out / "summary.json", summary)
     return Evaluation(records=ordered, summary=summary)
@@ -215,20 +215,20 @@ def describe_asked(policy: Policy, settings: EvalSettings, facts: Mapping[str, A
     }
 
 
-def _check_asked(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """When the first answer was given, and the seconds spent so far.
+def _check_asked(out: Path, asked: Mapping[str, Any]) -> str:
+    """When the first question was asked.
 
     Raises ``RunError`` when the folder's answers are another model's, or were given under other settings or data.
     """
     if not (out / ASKED).exists():
-        return {"started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": 0.0}
+        return datetime.now(UTC).isoformat(timespec="seconds")
     before = json.loads((out / ASKED).read_text())
     differing = sorted(key for key in asked if asked[key] != before.get(key))
     if differing:
         raise RunError(
             f"{out} holds answers given with other {', '.join(differing)}: choose another --out, or delete that folder"
         )
-    return {key: before[key] for key in ("started", "seconds")}
+    return before["started"]
 
 
 def _against_blind(
