@@ -199,6 +199,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Longest completion; default: the run's, else 256.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = 32,
+    option_probs: Annotated[
+        bool, typer.Option(help="Keep how probable each option's letter was; one more pass over prompt and completion.")
+    ] = True,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "float64"] | None,
         typer.Option(help="Precision; default: the run's, else bfloat16 on a GPU and float32 on a CPU."),
@@ -227,6 +230,7 @@ def evaluate(
         template=template,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        option_probs=option_probs,
         dtype=dtype,
         min_pixels=min_pixels,
         max_pixels=max_pixels,

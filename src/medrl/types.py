@@ -166,7 +166,8 @@ class EvalRecord:
     tokens: int
     """Completion length in tokens."""
     option_probs: tuple[float, ...] | None = None
-    """Probability of each option where it was scored; None where it was not."""
+    """Probability of each option's letter where the answer stands, given all that was written before it; None for an
+    unreadable answer, and where it was not scored."""
 
 
 def image_cluster(images: Sequence[str | Path]) -> str:

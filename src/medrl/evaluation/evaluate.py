@@ -4,7 +4,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from medrl.errors import DataError, RunError
 from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.metrics import summarize
+from medrl.evaluation.option_probs import option_probs
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
@@ -41,6 +42,8 @@ class EvalSettings(Settings):
     max_new_tokens: int = Field(default=256, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Prompts decoded together; changes speed, and the answers by no more than rounding."""
+    option_probs: bool = True
+    """Keep how probable each option's letter was; one more pass over prompt and completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,10 +157,13 @@ def _answer(
     root: str | Path | None,
 ) -> list[EvalRecord]:
     sampling = Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens)
-    completions = generate(policy, prompts, sampling)
+    completions = [completion for (completion,) in generate(policy, prompts, sampling)]
+    probs: list[tuple[float, ...] | None] = [None] * len(prompts)
+    if settings.option_probs:
+        probs = option_probs(policy, examples, policy.encode(prompts), completions)
     return [
-        make_record(example, prompt, completion, root)
-        for example, prompt, (completion,) in zip(examples, prompts, completions, strict=True)
+        replace(make_record(example, prompt, completion, root), option_probs=shares)
+        for example, prompt, completion, shares in zip(examples, prompts, completions, probs, strict=True)
     ]
 
 

@@ -89,6 +89,7 @@ def evaluate_model(
     template: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
+    option_probs: bool = True,
     dtype: Dtype | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -115,6 +116,7 @@ def evaluate_model(
         template=template or (asked.template if mode == asked.mode else None),
         max_new_tokens=max_new_tokens or asked.sampling.max_new_tokens,
         batch_size=batch_size,
+        option_probs=option_probs,
     )
     policy = Policy.load(
         subject.source,
