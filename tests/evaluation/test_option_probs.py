@@ -76,8 +76,15 @@ def test_company_and_order_change_nothing(policy, asked, found):
 
 @pytest.mark.parametrize(
     ("row", "before"),
-    [(0, "dark.</think><answer>"), (1, "\n<answer> "), (2, "<answer>"), (3, "<answer>"), (4, None), (5, "</think><answer>")],
-)  # fmt: skip
+    [
+        (0, "dark.</think><answer>"),
+        (1, "\n<answer> "),
+        (2, "<answer>"),
+        (3, "<answer>"),
+        (4, None),
+        (5, "</think><answer>"),
+    ],
+)
 def test_the_answer_is_placed_where_it_counts(asked, row, before):
     examples, _, written = asked
     place = answer_place(examples[row], written[row])
