@@ -110,9 +110,10 @@ def test_records_keep_them_unless_they_are_not_asked_for(policy, asked, found, t
     by_id = {example.id: answer for example, answer in zip(examples, written, strict=True)}
     monkeypatch.setattr(module, "generate", lambda policy, prompts, _: [[by_id[prompt.id]] for prompt in prompts])
     monkeypatch.setattr(module, "make_prompt", lambda example, **_: prompts[examples.index(example)])
-    evaluation = evaluate(policy, examples, out=tmp_path / "with", batch_size=4, quiet=True)
+    options = {"max_new_tokens": 8, "quiet": True}
+    evaluation = evaluate(policy, examples, out=tmp_path / "with", batch_size=4, **options)
     for record, probs in zip(evaluation.records, found, strict=True):
         assert record.option_probs == (None if probs is None else pytest.approx(probs, rel=1e-9))
-    without = evaluate(policy, examples, out=tmp_path / "without", option_probs=False, quiet=True)
+    without = evaluate(policy, examples, out=tmp_path / "without", option_probs=False, **options)
     assert {record.option_probs for record in without.records} == {None}
     assert torch.is_grad_enabled()

@@ -19,6 +19,7 @@ from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.metrics import summarize
 from medrl.evaluation.option_probs import option_probs
+from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
@@ -89,6 +90,7 @@ def evaluate(
     seconds_before = read_summary(out).get("seconds", 0.0) if is_evaluation(out) else 0.0
     clock = time.monotonic()
     missing = [example for example in examples if example.id not in done]
+    check_room(policy, [ask(example) for example in missing], settings.max_new_tokens)
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     with Progress(len(batches), noun=f"evaluate {(facts or {}).get('name', out.name)}, batch", quiet=quiet) as progress:
         for batch in batches:

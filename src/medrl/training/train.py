@@ -14,6 +14,7 @@ from medrl import stopping
 from medrl.data.prompts import find_template, make_prompt
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
@@ -27,7 +28,7 @@ from medrl.training.methods import make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
 from medrl.training.update import update_policy
-from medrl.types import Example, Groups, Mode, Prompt, Reward
+from medrl.types import Example, Groups, Mode, Reward
 
 Resume = Literal["auto", "never", "must"]
 
@@ -160,12 +161,6 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
             f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
             f"so it cannot teach them ({shown}): correct those rows or the reward"
         )
-
-
-def check_room(policy: Policy, prompts: Sequence[Prompt], room_tokens: int, tried: int = 8) -> None:
-    """Encode the prompts with the longest texts, so that most of what cannot fit is known before a folder is made."""
-    longest = sorted(prompts, key=lambda prompt: (len(prompt.images), len(prompt.text)), reverse=True)[:tried]
-    policy.encode(longest, room_tokens=room_tokens)
 
 
 def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any], resume: Resume) -> Run:
