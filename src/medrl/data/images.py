@@ -14,8 +14,6 @@ Rules, in this order:
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +47,38 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ImageError: the file is missing, no picture, of another format, too large, of several frames, or broken.
     """
-    with _opened(Path(path)) as image:
-        image.load()
-        return _to_rgb(Path(path), image)
+    path = Path(path)
+    _refuse_scanner_formats(path)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_frame(path, image)
+            image.load()
+            return _to_rgb(path, image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise _error(path, "the file does not exist", "check the path, or import the data again") from error
+    except Image.UnidentifiedImageError as error:
+        raise _error(path, f"it is none of {', '.join(FORMATS)}", "convert it to PNG, or fetch it again") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path, str(error)) from error
+    except _DECODER_ERRORS as error:
+        reason = f"it cannot be decoded ({type(error).__name__}: {error})"
+        raise _error(path, reason, "the file is damaged or cut off: fetch it again, or leave its row out") from error
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the picture at ``path`` as stored, before orientation, from its header alone: fast.
+    """(width, height) of the picture at ``path`` as stored, before orientation; fast, as a rule from its header alone.
 
     Raises:
         ImageError: as ``open_image``, but for what only decoding shows.
     """
-    with _opened(Path(path)) as image:
-        return image.size
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_frame(Path(path), image)
+            return image.size
+    except _DECODER_ERRORS:
+        return open_image(path).size  # which says what is wrong
 
 
 def pixel_digest(path: Path) -> str:
@@ -74,27 +91,6 @@ def pixel_digest(path: Path) -> str:
     digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, not decoded yet; whatever is wrong with it, then or within, becomes an ImageError."""
-    _refuse_scanner_formats(path)
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_frame(path, image)
-            yield image
-    except ImageError:
-        raise
-    except FileNotFoundError as error:
-        raise _error(path, "the file does not exist", "check the path, or import the data again") from error
-    except Image.UnidentifiedImageError as error:
-        raise _error(path, f"it is none of {', '.join(FORMATS)}", "convert it to PNG, or fetch it again") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error)) from error
-    except _DECODER_ERRORS as error:
-        reason = f"it cannot be decoded ({type(error).__name__}: {error})"
-        raise _error(path, reason, "the file is damaged or cut off: fetch it again, or leave its row out") from error
 
 
 def _refuse_scanner_formats(path: Path) -> None:

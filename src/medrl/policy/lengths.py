@@ -27,7 +27,7 @@ def prompt_lengths(policy: Policy, prompts: Sequence[Prompt]) -> list[int]:
 
 
 def check_room(policy: Policy, prompts: Sequence[Prompt], room_tokens: int) -> None:
-    """Raise ``PromptTooLongError`` naming the longest prompt when one, and ``room_tokens`` more, do not fit the context."""
+    """Raise ``PromptTooLongError`` naming the longest when a prompt and ``room_tokens`` more do not fit the context."""
     lengths = prompt_lengths(policy, prompts)
     too_long = [row for row, length in enumerate(lengths) if length + room_tokens > policy.family.context_tokens]
     if too_long:
