@@ -23,7 +23,8 @@ ROOMS = (
     ("training",),
     ("evaluation",),
     ("report",),
-    ("api", "demo", "terminal"),
+    ("terminal",),
+    ("api", "demo"),
     ("cli",),
     ("__main__",),
 )

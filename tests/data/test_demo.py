@@ -9,7 +9,7 @@ from medrl.data.demo import QUESTIONS, ask, build_demo, build_examples, describe
 from medrl.data.demo_images import PICTURES, SOURCES, VOLUMES, Picture, View
 from medrl.data.images import open_image
 from medrl.data.store import load
-from medrl.errors import MissingExtraError
+from medrl.errors import DataError, MissingExtraError
 from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.types import LETTERS
 
@@ -187,6 +187,16 @@ def test_every_source_names_its_package_and_license(tmp_path):
         assert len({example.images for example in examples}) == n_images
         assert infos[split].extra["sources"] == [list(row) for row in rows]
         assert {example.source for example in examples} <= {name for name, _, _ in rows}
+
+
+def test_stores_of_the_same_draw_are_kept_and_of_another_are_refused(tmp_path):
+    sizes = {"train_images": 3, "test_images": 2}
+    first = build_demo(tmp_path, seed=1, **sizes)
+    assert build_demo(tmp_path, seed=1, **sizes) == first
+    for other in ({"seed": 2, **sizes}, {"seed": 1, **sizes, "test_images": 4}):
+        with pytest.raises(DataError, match=r"holds \d images of seed 1, but \d of seed \d are asked for"):
+            build_demo(tmp_path, **other)
+    assert build_demo(tmp_path, seed=1, **sizes) == first
 
 
 def test_a_description_names_what_is_known_in_one_order():

@@ -14,6 +14,7 @@ import numpy as np
 
 from medrl.data.demo_images import GRAY, PLANES, SOURCES, T1, VOLUMES, WHITE, Facts, Split, View
 from medrl.data.store import StoreInfo, read_info, write_store
+from medrl.errors import DataError
 from medrl.types import LETTERS, Example
 
 TRAIN_IMAGES, TEST_IMAGES = 1200, 400
@@ -152,12 +153,20 @@ def licenses() -> list[tuple[str, str, str]]:
 def build_demo(
     out: Path, *, seed: int = 0, train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES
 ) -> dict[Split, StoreInfo]:
-    """Write the stores ``out/train`` and ``out/test``; one that is there already stays."""
+    """Write the stores ``out/train`` and ``out/test``; one of this seed and size that is there already stays.
+
+    Raises ``DataError`` when there is one of another seed or size.
+    """
     infos: dict[Split, StoreInfo] = {}
     sizes: dict[Split, int] = {"train": train_images, "test": test_images}
     for split, n_images in sizes.items():
         if (out / split / "store.json").exists():  # an earlier call was stopped after this one
-            infos[split] = read_info(out / split)
+            infos[split] = info = read_info(out / split)
+            if (info.extra.get("seed"), info.images) != (seed, n_images):
+                raise DataError(
+                    f"{out / split} holds {info.images} images of seed {info.extra.get('seed')}, but {n_images} of "
+                    f"seed {seed} are asked for: choose another folder, or delete {out}"
+                )
             continue
         with TemporaryDirectory() as folder:
             examples = build_examples(split, n_images, seed, Path(folder))

@@ -4,18 +4,19 @@ Every part is the part a real study uses; only the model is tiny. Killed anywher
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
-from rich.table import Table
 
+from medrl import terminal
 from medrl.data import store
 from medrl.data.demo import TEST_IMAGES, TRAIN_IMAGES, build_demo
 from medrl.demo.base import NO_THINK, THINK, build_base
 from medrl.errors import SettingsError
-from medrl.evaluation.compare import Comparison, compare, compare_to_blind
+from medrl.evaluation.compare import compare
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
 from medrl.grpo import GRPO
 from medrl.policy.loading import DEMO_BASE, PolicySettings
@@ -147,19 +148,18 @@ def sft_recipe(base: str, train: Path, seed: int, steps: int = STEPS) -> Recipe:
 
 def summarize(before: Evaluation, sft: Evaluation, grpo: Evaluation) -> dict[str, Any]:
     """The figures of ``summary.json``; shares of 1, not percent."""
-    best = max(grpo.summary["blind"], key=lambda blind: blind["accuracy"]["value"])
-    over_base = compare(before.records, grpo.records, a_name="base", b_name="GRPO")
-    over_blind = compare_to_blind(grpo.records, best["correct"], name="GRPO", blind_name=best["name"])
-    over_sft = compare(sft.records, grpo.records, a_name="SFT", b_name="GRPO")
+    over_base = compare(before.records, grpo.records, a_name="base", b_name="grpo").as_dict()
+    over_sft = compare(sft.records, grpo.records, a_name="sft", b_name="grpo").as_dict()
+    over_blind = grpo.summary["comparison_to_blind"]
     return {
         "base": _figures(before),
         "sft": _figures(sft),
         "grpo": _figures(grpo),
-        "blind": {"name": best["name"], "accuracy": best["accuracy"]["value"]},
+        "blind": {"name": over_blind["a"], "accuracy": over_blind["a_accuracy"]["value"]},
         "gain_over_base": _gain(over_base),
         "gain_over_blind": _gain(over_blind),
         "gain_over_sft": _gain(over_sft),
-        "verdicts": [over_base.verdict, over_blind.verdict, over_sft.verdict],
+        "verdicts": [comparison["verdict"] for comparison in (over_base, over_blind, over_sft)],
     }
 
 
@@ -169,9 +169,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _gain(comparison: Comparison) -> dict[str, Any]:
-    interval = comparison.difference
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _gain(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: comparison["difference"][key] for key in ("value", "low", "high")}
 
 
 def _evaluate(model: str, test: Path, train: Path, out: Path, settings: EvalSettings, quiet: bool) -> Evaluation:
@@ -192,36 +191,34 @@ def _check_seed(out: Path, seed: int) -> None:
 
 def show(summary: dict[str, Any], out: Path) -> None:
     """The closing table: what came out, where it lies, what to type next."""
-    table = Table(title="Held-out questions answered rightly", title_justify="left")
-    for heading in ("", "accuracy", "95 % interval", "well-formed"):
-        table.add_column(heading, justify="left" if heading == "" else "right")
     names = {
         "base": "base (think)",
         "sft": f"+ SFT, {summary['training_seconds']['sft']:.0f} s (letter only)",
         "grpo": f"+ GRPO, {summary['training_seconds']['grpo']:.0f} s (think)",
     }
-    table.add_row(f"best blind baseline: {summary['blind']['name']}", f"{summary['blind']['accuracy']:.1%}", "", "")
+    blind = summary["blind"]
+    rows = [(f"best blind baseline: {blind['name']}", terminal.percent(blind["accuracy"]), "", "")]
     for key, name in names.items():
-        row = summary[key]
-        interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        table.add_row(name, f"{row['accuracy']:.1%}", interval, f"{row['well_formed']:.1%}")
-    console = Console(highlight=False)
-    console.print(table)
-    for verdict in summary["verdicts"]:
-        console.print(f"- {verdict}")
-    console.print(
-        f"\n{summary['base']['n']} questions, {summary['seconds']:.0f} s in all. Overlapping crops of a few source "
-        "images: these intervals speak of this data set, not of new patients.\n\n"
-        f"Look:   {out / 'report.html'}\n"
-        f"Data:   {out / 'data'}   Runs: {out / 'grpo'}, {out / 'sft'}   Evaluations: {out / 'eval'}\n"
-        "Next:   the real thing, Qwen2-VL-2B on OmniMedVQA (DIR), on a GPU:\n"
-        "  medrl import omnimedvqa DIR --out data/omnimedvqa\n"
-        "  medrl split data/omnimedvqa --by modality --out data/by-modality\n"
-        "  medrl train recipes/med-r1-ct-think.yaml --out runs/ct\n"
+        figures = summary[key]
+        accuracy = terminal.accuracy_row(name, {**figures, "value": figures["accuracy"]})[:3]
+        rows.append((*accuracy, terminal.percent(figures["well_formed"])))
+    headings = ["", "accuracy", "95 % interval", "well-formed"]
+    terminal.print_table("Held-out questions answered rightly", headings, rows)
+    lines = [
+        *(f"- {verdict}" for verdict in summary["verdicts"]),
+        "",
+        f"{summary['base']['n']} questions, {summary['seconds']:.0f} s in all. Overlapping crops of a few source "
+        "images: these intervals speak of this data set, not of new patients.",
+        "",
+        f"Look:   {out / 'report.html'}",
+        f"Data:   {out / 'data'}   Runs: {out / 'grpo'}, {out / 'sft'}   Evaluations: {out / 'eval'}",
+        "Next:   the real thing, Qwen2-VL-2B on OmniMedVQA (DIR), on a GPU:",
+        "  medrl import omnimedvqa DIR --out data/omnimedvqa",
+        "  medrl split data/omnimedvqa --by modality --out data/by-modality",
+        "  medrl train recipes/med-r1-ct-think.yaml --out runs/ct",
         "Research use only; model-generated reasoning is not an explanation of the model.",
-        markup=False,
-        soft_wrap=True,
-    )
+    ]
+    typer.echo("\n".join(lines))
 
 
 def _print(text: str) -> None:

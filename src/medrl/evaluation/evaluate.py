@@ -83,6 +83,7 @@ def evaluate(
     if not examples:
         raise DataError("there is nothing to evaluate: the test set is empty")
     out = Path(out)
+    name = (facts or {}).get("name", out.name)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     done = _finished(out, {example.id: (example, ask(example)) for example in examples})
     asked = describe_asked(policy, settings, facts or {})
@@ -92,7 +93,7 @@ def evaluate(
     missing = [example for example in examples if example.id not in done]
     check_room(policy, [ask(example) for example in missing], settings.max_new_tokens)
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
-    with Progress(len(batches), noun=f"evaluate {(facts or {}).get('name', out.name)}, batch", quiet=quiet) as progress:
+    with Progress(len(batches), noun=f"evaluate {name}, batch", quiet=quiet) as progress:
         for batch in batches:
             records = _answer(policy, batch, [ask(example) for example in batch], settings, root)
             if not (out / ASKED).exists():
@@ -106,7 +107,7 @@ def evaluate(
         "mode": settings.mode,
         "template": find_template(settings.mode, settings.template).name,
         **summarize(ordered),
-        **_against_blind(ordered, examples, train_examples),
+        **_against_blind(ordered, examples, train_examples, name),
         **describe_versions(),
         **describe_machine(),
         "started": started,
@@ -240,11 +241,11 @@ def _check_asked(out: Path, asked: Mapping[str, Any]) -> str:
 
 
 def _against_blind(
-    records: Sequence[EvalRecord], examples: Sequence[Example], train_examples: Sequence[Example] | None
+    records: Sequence[EvalRecord], examples: Sequence[Example], train_examples: Sequence[Example] | None, name: str
 ) -> dict[str, Any]:
     results = blind_baselines(train_examples, examples)
     best = best_blind(results)
     return {
         "blind": [result.as_dict() for result in results],
-        "comparison_to_blind": compare_to_blind(records, best).as_dict(),
+        "comparison_to_blind": compare_to_blind(records, best, name=name).as_dict(),
     }
