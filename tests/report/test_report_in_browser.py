@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from medrl.report.page import write_report
-from medrl.runs import append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import Run, append_records, read_records, read_summary, write_json_atomically
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -43,6 +43,29 @@ def test_the_report_reads_well_without_scripts_network_or_sideways_scrolling(
     )
     assert page.evaluate(too_small) == 0
     page.close()
+
+
+OUTSIDE = """[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('text')]
+  .filter(text => { const t = text.getBoundingClientRect(), p = plot.getBoundingClientRect();
+                    return t.left < p.left || t.right > p.right || t.bottom > p.bottom; })
+  .map(text => text.textContent))"""
+
+
+def test_no_number_of_a_learning_curve_is_cut_off(browser, tmp_path):
+    run = Run.create(tmp_path / "run", {"seed": 1}, {})
+    for step in range(0, 300_000, 1000):
+        share = step / 300_000
+        run.append_metrics({
+            "step": step, "reward": -0.001125 * share, "loss": -2.4e-10 * share, "lr": 1.125e-4 * share,
+            "grad_norm": 123456 * share, "kl": 0.01125 * share, "completions/mean_length": 4096 * share,
+        })  # fmt: skip
+    report = write_report([tmp_path / "run"], tmp_path / "report.html")
+    for width in (390, 1440):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(report.as_uri())
+        assert len(page.query_selector_all(".plot text")) > 30
+        assert page.evaluate(OUTSIDE) == []
+        page.close()
 
 
 def test_names_and_texts_without_a_break_do_not_push_the_page_sideways(browser, finished_run, tmp_path):

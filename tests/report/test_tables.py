@@ -46,12 +46,6 @@ def test_figures_come_from_the_records_not_from_the_summary(finished_run, before
     assert headline_rows([read_evaluation(tmp_path)])[0].accuracy == before.accuracy
 
 
-def test_a_row_can_be_printed(before, after):
-    cells = headline_rows([before, after])[1].as_text()
-    assert cells["evaluation"] == "after" and cells["n"] == "160"
-    assert cells["against first"].startswith("+4") and "p < 0.001" in cells["against first"]
-
-
 def test_only_evaluations_over_the_same_examples_stand_together(before, after):
     fewer = dataclasses.replace(after, records=after.records[:50])
     assert by_test_set([before, fewer, after]) == [[before, after], [fewer]]

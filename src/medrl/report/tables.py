@@ -1,4 +1,4 @@
-"""What the report says in figures: plain rows, for the page and for the terminal."""
+"""What the report says in figures: plain rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from medrl.errors import RunError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.intervals import Interval, wilson
 from medrl.evaluation.metrics import summarize
-from medrl.report.text import p_value, percent, percent_range, points, points_range
+from medrl.report.text import percent
 from medrl.runs import SUMMARY, read_records, read_summary
 from medrl.types import EvalRecord
 
@@ -63,23 +63,6 @@ class HeadlineRow:
     comparison: Comparison | None = None
     """Against the first evaluation; None for the first itself and for baselines."""
     best_blind: bool = False
-
-    def as_text(self) -> dict[str, str]:
-        """Cells for a terminal."""
-        difference = ""
-        if self.comparison:
-            change = self.comparison.difference
-            difference = f"{points(change.value)} ({points_range(change)}), p {p_value(self.comparison.mcnemar_p)}"
-        return {
-            "evaluation": self.name,
-            "accuracy": f"{percent(self.accuracy.value)} ({percent_range(self.accuracy)})",
-            "n": str(self.accuracy.n),
-            "well formed": percent(self.well_formed),
-            "unreadable": percent(self.parse_fail_rate),
-            "cut off": percent(self.truncated_rate),
-            "tokens": "" if self.mean_tokens is None else f"{self.mean_tokens:.0f}",
-            "against first": difference,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
