@@ -201,6 +201,6 @@ def _ticks(low: float, high: float, about: int, whole: bool = False) -> list[flo
 
 def _number(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
+    return f"{value:.5g}".replace("-", "−")
