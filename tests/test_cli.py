@@ -271,6 +271,18 @@ def test_a_missing_image_is_named(home, tmp_path):
     assert not (tmp_path / "run").exists() and not (tmp_path / "eval").exists()
 
 
+def test_an_image_that_was_cut_off_shows_before_a_run_is_made(home, tmp_path):
+    store = _store(tmp_path)
+    image = store / "images" / "03.png"
+    image.write_bytes(image.read_bytes()[:60])
+    said = fails(1, "train", home / "recipe.yaml", f"data.train={store}", "--out", tmp_path / "run")
+    assert f"store {store} has changed since it was written" in said and "import the data again" in said
+    ask = ("--template", "plain", "--max-new-tokens", 8)
+    said = fails(1, "eval", home / "model", store, *ask, "--out", tmp_path / "eval")
+    assert "03.png" in said and "damaged or cut off" in said
+    assert not (tmp_path / "run").exists() and not (tmp_path / "eval").exists()
+
+
 # ---------------------------------------------------------------- eval, compare, report
 
 

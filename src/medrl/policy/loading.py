@@ -50,7 +50,10 @@ def resolve_model(model: str) -> str:
 
 def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise PolicyError(f"{folder} is not a model folder: it has no config.json")
+        raise PolicyError(
+            f"{folder} is not a model folder: it has no config.json; give one that holds a Hugging Face model and its "
+            f"processor, a hub id, or {DEMO_BASE}"
+        )
     if not any(folder.glob("*.safetensors")):
         raise PolicyError(f"{folder} has no weights: expected model.safetensors (pickled weights are not loaded)")
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):

@@ -65,7 +65,7 @@ def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet
         check_vacant(out)  # before a model of gigabytes is loaded
     reward = from_weights(settings.reward)
     find_template(settings.training.mode, settings.training.template)
-    info = store.read_info(settings.data.train)
+    info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
     train_set = select(store.load(settings.data.train), settings.data)
     return train(
         load_policy(settings.policy),
