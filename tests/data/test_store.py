@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from medrl.data import store
 from medrl.errors import DataError
@@ -199,6 +200,37 @@ def test_the_fingerprint_depends_on_the_data_and_not_on_where_it_lay(tmp_path):
         replace(r, images=(tmp_path / "elsewhere/deep" / r.images[0].relative_to(tmp_path / "raw"),)) for r in rows
     ]
     assert write(tmp_path / "s1", rows).fingerprint == write(tmp_path / "s2", moved).fingerprint
+
+
+def test_a_store_by_reference_leaves_the_images_where_they_are(tmp_path):
+    rows = make_examples(tmp_path / "raw")
+    linked, copied = write(tmp_path / "s1", rows, copy=False), write(tmp_path / "s2", rows)
+    assert (tmp_path / "s1/images").is_symlink() and linked.fingerprint == copied.fingerprint
+    back = store.load(tmp_path / "s1")
+    assert [row.images[0].read_bytes() for row in back] == [row.images[0].read_bytes() for row in rows]
+    assert all(row.images[0].is_relative_to(tmp_path / "s1") for row in back)
+    assert store.verify(tmp_path / "s1").images == len({row.images[0] for row in rows})
+
+
+def test_a_store_by_reference_is_still_left_by_no_path(tmp_path):
+    rows = make_examples(tmp_path / "raw", ("a.png", "b/c.png"))
+    (tmp_path / "secret.png").write_bytes(b"x")
+    write(tmp_path / "s", rows, copy=False)
+    os.symlink(tmp_path / "secret.png", tmp_path / "raw/link.png")
+    for image in ("images/../secret.png", "images/link.png"):
+        store._write_rows(tmp_path / "s/data.parquet", [replace(row, images=(Path(image),)) for row in rows])
+        with pytest.raises(DataError, match="row 0: image path"):
+            store.load(tmp_path / "s")
+
+
+def test_a_copied_image_has_lost_what_was_written_beside_its_pixels(tmp_path):
+    rows = make_examples(tmp_path / "raw", ("a.jpg",))
+    exif = Image.Exif()
+    exif[0x010E] = "Doe^Jane"
+    Image.new("RGB", (8, 8)).save(tmp_path / "raw/a.jpg", exif=exif)
+    write(tmp_path / "s", rows)
+    [row] = store.load(tmp_path / "s")
+    assert b"Jane" in rows[0].images[0].read_bytes() and b"Jane" not in row.images[0].read_bytes()
 
 
 CHANGES = {

@@ -136,7 +136,7 @@ _PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def _check_decoder(path: Path, syntax: Any) -> None:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     try:
         available = get_decoder(syntax).is_available
@@ -158,7 +158,8 @@ def _guess_transfer_syntax(dataset: Any) -> None:
 
 
 def _dicom_frame(path: Path, dataset: Any, index: int, view: View) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
 
     values = np.asarray(pixel_array(dataset, index=index))
     photometric = str(dataset.PhotometricInterpretation)
@@ -185,7 +186,7 @@ def _top_bits(color: np.ndarray, bits: int | None) -> np.ndarray:
 
 
 def _dicom_gray(path: Path, dataset: Any, values: np.ndarray, index: int, view: View) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(values, _frame_group(dataset, index, "PixelValueTransformationSequence"))
     if not np.isfinite(values).all():
