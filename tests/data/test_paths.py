@@ -38,7 +38,7 @@ def test_a_hostile_path_is_refused_with_one_line(tmp_path, path):
 @pytest.mark.parametrize(
     "path",
     ["a/b.png", "a & b (1) [x].tif", "NLM- Malaria Data/1.png", "..hidden.png", "a..b/c..d.png", "100%.png",
-     "50%20.png", "Käse/Größe.png", "CT#3.png", "a=b;c.png", "consent/console.png", "a/./b.png", "医学/图.png", 
+     "50%20.png", "Käse/Größe.png", "CT#3.png", "a=b;c.png", "consent/console.png", "a/./b.png", "医学/图.png",
      "nullification.png"],
 )  # fmt: skip
 def test_odd_but_honest_names_stay_as_they_are(tmp_path, path):

@@ -5,7 +5,7 @@ and chunks are kept by allow-list, and of the EXIF only the orientation. TIFF wi
 NIfTI are written anew as PNG, as ``open_image`` reads them.
 """
 
-import shutil
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -48,27 +48,35 @@ def must_be_redrawn(path: Path) -> bool:
 
 
 def copy_picture(source: Path, target: Path) -> None:
-    """Copy ``source`` to ``target`` without metadata; a file of no known picture format is copied as it is.
+    """Copy ``source`` to ``target`` without metadata, see ``picture_bytes``."""
+    target.write_bytes(picture_bytes(source))
+
+
+def picture_bytes(path: Path) -> bytes:
+    """The file at ``path`` without metadata; of a file of no known picture format, its bytes as they are.
 
     Raises:
         ImageError: it must be written anew and cannot be decoded.
-        OSError: reading or writing failed.
+        OSError: reading failed.
     """
-    if must_be_redrawn(source):
-        open_image(source).save(target, format="PNG")
-        return
-    with source.open("rb") as file:
-        head = file.read(16)
-    strip = _strip_jpeg if head[:3] == b"\xff\xd8\xff" else _strip_png if head[:8] == _PNG else None
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+    if must_be_redrawn(path):
+        return _redrawn(path)
+    data = path.read_bytes()
+    strip = _strip_jpeg if data[:3] == b"\xff\xd8\xff" else _strip_png if data[:8] == _PNG else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         strip = _strip_webp
     if strip is None:
-        shutil.copyfile(source, target)
-        return
+        return data
     try:
-        target.write_bytes(strip(source.read_bytes(), _orientation(source)))
+        return strip(data, _orientation(path))
     except (_OddFileError, struct.error):
-        open_image(source).save(target, format="PNG")
+        return _redrawn(path)
+
+
+def _redrawn(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    open_image(path).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _orientation(path: Path) -> bytes:
