@@ -1,8 +1,9 @@
 """``medrl import ...`` and ``medrl export-data``: each source into a store, a store into other trainers' rows."""
 
+import functools
 import json
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ Window = Annotated[
 Plane = Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Of NIfTI volumes.")]
 Slices = Annotated[str, typer.Option(help="Of volumes and multi-frame files: middle, uniform:3 or index:0,5.")]
 SaltFile = Annotated[Path, typer.Option("--salt", help="File with the project's salt; made when there is none.")]
+Clean = Annotated[
+    bool, typer.Option("--i-have-deidentified", help="No text is burned into the pixels; you have looked.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -191,6 +195,7 @@ def import_table(
     keep_patients: KeepPatients = False,
     square: Square = None,
     decode: Decode = False,
+    clean: Clean = False,
     max_bad: MaxBad = 0.001,
     as_json: Json = False,
 ) -> None:
@@ -208,7 +213,9 @@ def import_table(
 
     rows = rows_of_files([path])
     view = {"window": window, "plane": plane, "slices": slices}
-    with _pictures(images or path.parent, out, decode=decode, square_px=square, view=view) as pictures:
+    with _pictures(
+        images or path.parent, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean
+    ) as pictures:
         result = _read_table(rows, pictures, mapping, name or path.stem, salt, keep_patients, as_json)
         terms = {"source": name or path.stem, "license": license}
         _finish(_only(result, modality, kind), out, pictures, copy, max_bad, as_json, **terms)
@@ -311,6 +318,55 @@ def import_folder(
         _finish(result, out, pictures, copy, max_bad, as_json, source=folder.resolve().name, license=license)
 
 
+@imports.command("dicom")
+def import_dicom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of DICOM files, at any depth.")],
+    out: Out,
+    per: Annotated[
+        Literal["image", "series"], typer.Option(help="One round of questions per file, or per series.")
+    ] = "image",
+    window: Window = "file",
+    slices: Slices = "middle",
+    salt: SaltFile = Path(".medrl-salt"),
+    clean: Clean = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Name bad files by their path, which may hold a patient's name.")
+    ] = False,
+    license: License = "not stated",
+    max_bad: MaxBad = 0.001,
+    as_json: Json = False,
+) -> None:
+    """Turn a folder of DICOM into questions on pictures without a header.
+
+    Which modality, part of the body, plane: what the header answers. Nothing of the header is stored but these words;
+    patients and UIDs become keys under the project's salt. Ultrasound, angiography and secondary captures whose header
+    does not say that no text is burned in are refused.
+
+    \b
+    Example:
+      medrl import dicom export/ --window lung --out data/ward
+      medrl import dicom export/ --per series --slices uniform:3 --out data/ward
+    """
+    from medrl.data.dicom import read_dicom
+    from medrl.data.pseudonyms import Salt
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give one that holds DICOM files")
+    secret = Salt.open(salt)
+    view = {"window": window, "slices": slices if per == "image" else "middle"}
+    name_of = functools.partial(secret.key, "file")
+    with _pictures(folder, out, view=view, pixels_are_clean=clean, name_of=name_of) as pictures:
+        result = read_dicom(
+            folder,
+            pictures,
+            secret,
+            series_slices=slices if per == "series" else None,
+            show_paths=show_paths,
+            quiet=as_json,
+        )
+        _finish(result, out, pictures, True, max_bad, as_json, source="DICOM", license=license)
+
+
 def export_data(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="What to write out.")],
     to: Annotated[str, typer.Option(help="trl, verl, easyr1, swift, llamafactory or openai.")],
@@ -345,8 +401,7 @@ def _pictures(root: Path, out: Path, *, view: dict[str, Any] | None = None, **op
     from medrl.data.images import View
     from medrl.data.readers.pictures import Pictures
 
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    unpack = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.absolute().parent))
+    unpack = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.unpacked"
     try:
         yield Pictures(root, unpack, view=View(**view) if view else None, **options)
     finally:

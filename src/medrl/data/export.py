@@ -130,7 +130,7 @@ def _verl(asked: list[Asked], out: Path) -> None:
 
 
 def _easyr1(asked: list[Asked], out: Path) -> None:
-    """JSON Lines: ``problem`` with ``<image>`` marks, ``answer``, ``images`` below ``image_dir``, which is this folder."""
+    """JSON Lines: ``problem`` with ``<image>`` marks, ``answer``, ``images`` below ``image_dir``: this folder."""
     rows = ({"problem": x.marked, "answer": x.example.target, "images": x.names, "medrl": x.own} for x in asked)
     _write_lines(out, asked, rows)
 
@@ -150,7 +150,7 @@ def _swift(asked: list[Asked], out: Path) -> None:
 
 
 def _llamafactory(asked: list[Asked], out: Path) -> None:
-    """JSON in the OpenAI form with an assistant's turn, ``images``, and ``dataset_info.json``. LLaMA-Factory's data."""
+    """JSON: messages with an assistant's turn, ``images``; and ``dataset_info.json``. LLaMA-Factory's data/README."""
     rows = [
         {
             "messages": [

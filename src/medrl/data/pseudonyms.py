@@ -1,7 +1,7 @@
 """Patients and DICOM UIDs -> keys that tell who belongs together and not who they are.
 
-HMAC-SHA256 under a salt of the project's own, kept in a file that goes into no store. The same salt gives the same keys, so
-data imported on two machines agree when both have the file; without it nobody can try all patient numbers.
+HMAC-SHA256 under a salt of the project's own, kept in a file that goes into no store. The same salt gives the same
+keys, so data imported on two machines agree when both have the file; without it nobody can try all patient numbers.
 """
 
 import hashlib
@@ -36,18 +36,15 @@ class Salt:
                 file.write(secrets.token_hex(_SALT_BYTES) + "\n")
         except FileExistsError:
             pass
+        wanted = f"it must hold {2 * _SALT_BYTES} hex digits; name another file, and it is made"
         try:
             secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except (ValueError, OSError) as error:
-            raise DataError(
-                f"salt {path} cannot be read ({type(error).__name__}): it holds {2 * _SALT_BYTES} hex digits"
-            ) from error
+            raise DataError(f"salt {path} cannot be read ({type(error).__name__}): {wanted}") from error
         if len(secret) < _SALT_BYTES:
-            raise DataError(
-                f"salt {path} holds {len(secret)} bytes, {_SALT_BYTES} are needed: name another file, it is made"
-            )
+            raise DataError(f"salt {path} holds {len(secret)} bytes: {wanted}")
         return cls(secret)
 
     def key(self, kind: str, value: str) -> str:
-        """16 hex digits for ``value``; ``kind`` (``patient``, ``series``, ...) keeps equal numbers of two kinds apart."""
+        """16 hex digits for ``value``; ``kind`` (``patient``, ``series``...) keeps equal numbers of two kinds apart."""
         return hmac.new(self._secret, f"{kind}\0{value.strip()}".encode(), hashlib.sha256).hexdigest()[:_KEY_DIGITS]

@@ -3,14 +3,15 @@
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medrl.data.images import View, check_image, open_image, open_slices
 from medrl.data.paths import safe_path
+from medrl.data.phi import check_burned_in
 from medrl.data.readers.rows import RowError
-from medrl.data.scans import scan_kind
+from medrl.data.scans import read_dicom_header, scan_kind
 from medrl.errors import DataError, ImageError
 
 _SUFFIXES = {
@@ -18,6 +19,10 @@ _SUFFIXES = {
 }  # fmt: skip
 _DATA_URI = "data:image/"
 _MAX_EMBEDDED_BYTES = 256 * 2**20
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 class Pictures:
@@ -36,6 +41,8 @@ class Pictures:
         decode: bool = False,
         square_px: int | None = None,
         folders: Sequence[str] = (),
+        pixels_are_clean: bool = False,
+        name_of: Callable[[str], str] = _digest,
     ) -> None:
         """
         Args:
@@ -45,9 +52,12 @@ class Pictures:
             decode: decode every picture now; otherwise only what can be told cheaply is checked.
             square_px: redraw every picture as a PNG of this many pixels squared, as Med-R1's data was (384).
             folders: sub-folders of ``root`` in which a source's bare file names may lie.
+            pixels_are_clean: the user says that no text is burned into DICOM pixels, see ``phi.py``.
+            name_of: path of a scan -> name of its slices; a scan's own name may be a patient's.
         """
         self.root, self.unpack, self.view = root, unpack, view or View()
         self.decode, self.square_px, self.folders = decode, square_px, ("", *folders)
+        self.pixels_are_clean, self.name_of = pixels_are_clean, name_of
         self.unpacked = False
         self._found: dict[Path, tuple[Path, ...]] = {}
 
@@ -104,10 +114,11 @@ class Pictures:
             else:
                 check_image(path)
             return (path,)
+        if kind == "DICOM":
+            check_burned_in(path, read_dicom_header(path), self.pixels_are_clean)
         slices = open_slices(path, self.view)
         stem = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
-        # A scan's own name may be a patient's: its slices are named by a digest of it.
-        stem = hashlib.sha256(stem.encode()).hexdigest()[:16] if kind else stem.removesuffix(path.suffix)
+        stem = self.name_of(stem) if kind else stem.removesuffix(path.suffix)
         names = [f"{stem}-{i}.png" if len(slices) > 1 else f"{stem}.png" for i in range(len(slices))]
         return tuple(self._draw(image, name) for image, name in zip(slices, names, strict=True))
 

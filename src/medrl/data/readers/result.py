@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medrl.data.readers.rows import Row, RowError, Rows
+from medrl.data.scans import scan_kind
 from medrl.errors import DataError, ImageError
 from medrl.progress import Progress
 from medrl.types import Example
@@ -64,9 +65,9 @@ def collect(rows: Rows, convert: Callable[[Row], Example | None], *, quiet: bool
                 if example is not None and example.id in ids:
                     raise RowError(f"duplicate id {example.id!r}")
             except ImageError as error:
-                result.bad.append(
-                    BadRow(row.file, row.position, f"image {error.path.name}: {error.reason}; {error.fix}")
-                )
+                # The name of a scan may be a patient's; file and position say which row it is.
+                image = "image" if scan_kind(error.path) else f"image {error.path.name}"
+                result.bad.append(BadRow(row.file, row.position, f"{image}: {error.reason}; {error.fix}"))
             except RowError as error:
                 result.bad.append(BadRow(row.file, row.position, str(error)))
             else:

@@ -1,4 +1,4 @@
-"""The sources that are read from one path each, in one table: name on the command line -> reader, terms, where it lives."""
+"""The sources that are read from one path each, in one table: name on the command line -> reader and terms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
