@@ -38,7 +38,9 @@ _OFTEN_MARKED_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in 
 """Ultrasound multi-frame and single, secondary capture, angiography and fluoroscopy; each with its later forms."""
 _CAPTURED = ("SCREEN", "CAPTURE", "SECONDARY")
 _MOST_OBLIQUE = 0.8
-_TAG_ERRORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, RuntimeError)
+_TAG_ERRORS = (
+    ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, RuntimeError, OSError,
+)  # fmt: skip
 """What pydicom raises when a damaged value is asked for."""
 
 

@@ -13,7 +13,9 @@ slice's own minimum..maximum; NaN counts as the minimum.
 import contextlib
 import importlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -87,19 +89,20 @@ def read_dicom_header(path: Path) -> Any:
             return dataset
     except FileNotFoundError as error:
         raise ImageError(path, "the file does not exist", "check the path, or import the data again") from error
-    except _DECODER_ERRORS as error:
+    except (*_DECODER_ERRORS, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         raise _damaged(path, "DICOM", error) from None
 
 
 def dicom_pixels(path: Path, dataset: Any, view: View) -> list[np.ndarray]:
     """The frames of ``dataset`` that ``view`` asks for: uint8 (height, width) or (height, width, 3)."""
+    pydicom = _extra("pydicom", "dicom")
     try:
         with _silence():
             frames = _check_dicom(path, dataset)
             return [_dicom_frame(path, dataset, index, view) for index in chosen_slices(view.slices, frames)]
     except (ImageError, SettingsError):
         raise
-    except _DECODER_ERRORS as error:
+    except (*_DECODER_ERRORS, pydicom.errors.BytesLengthException, pydicom.errors.InvalidDicomError) as error:
         raise _damaged(path, "DICOM", error) from None
 
 
@@ -160,8 +163,11 @@ def _guess_transfer_syntax(dataset: Any) -> None:
 def _dicom_frame(path: Path, dataset: Any, index: int, view: View) -> np.ndarray:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import RLELossless
 
-    values = np.asarray(pixel_array(dataset, index=index))
+    # The faster RLE plug-in is in Rust and ends in a panic, which no `except` should have to catch, on damaged data.
+    plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
+    values = np.asarray(pixel_array(dataset, index=index, decoding_plugin=plugin))
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         return _top_bits(apply_color_lut(values, dataset), 16 if values.dtype.itemsize > 1 else None)
@@ -330,5 +336,5 @@ def _damaged(path: Path, kind: str, error: BaseException) -> ImageError:
 # What the libraries are known to raise on broken files. KeyError and IndexError are LookupErrors.
 _DECODER_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, NotImplementedError,
-    RuntimeError, MemoryError, AssertionError, ImportError, StopIteration, BufferError,
+    RuntimeError, MemoryError, AssertionError, ImportError, StopIteration, BufferError, struct.error, zlib.error,
 )  # fmt: skip

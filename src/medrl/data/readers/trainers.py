@@ -155,7 +155,8 @@ def _own(row: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(own, dict) or not own.keys() <= known:
         raise RowError(f"field {OWN_FIELD} is not what medrl writes there")
     for name in (*_LISTS, "image_names"):
-        if not all(isinstance(item, str) for item in own.setdefault(name, [])):
+        items = own.setdefault(name, [])
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             raise RowError(f"field {OWN_FIELD}: {name} is {own[name]!r}")
     own |= {name: tuple(own[name]) for name in _LISTS}
     texts = {name: value for name, value in own.items() if name not in (*_LISTS, "image_names") and value is not None}
@@ -164,6 +165,9 @@ def _own(row: dict[str, Any]) -> dict[str, Any] | None:
         or not {"id", "source", "question", "target"} <= texts.keys()
     ):
         raise RowError(f"field {OWN_FIELD} lacks text for id, source, question or target")
+    form = answer_form(own["options"], own["target"], own.get("kind", "choice"))
+    if form["target"] != own["target"]:
+        raise RowError(f"field {OWN_FIELD}: target {own['target']!r} is no answer of kind {own.get('kind', 'choice')}")
     return own
 
 
