@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from medrl import cli_import
 from medrl.cli import app
 from medrl.data import store
 
@@ -49,6 +50,14 @@ def imported(out: Path, *arguments: object) -> tuple[dict, list]:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout), store.load(out)
+
+
+def test_every_import_has_help_with_an_example():
+    names = [command.name for command in cli_import.imports.registered_commands]
+    assert len(names) == len(set(names)) == 19
+    for name in names:
+        result = CliRunner().invoke(app, ["import", str(name), "--help"])
+        assert result.exit_code == 0 and f"medrl import {name} " in result.stdout
 
 
 # --- the papers ------------------------------------------------------------------------------------------------------
