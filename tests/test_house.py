@@ -25,6 +25,7 @@ ROOMS = (
     ("report",),
     ("terminal",),
     ("api", "demo"),
+    ("cli_import",),
     ("cli",),
     ("__main__",),
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medrl import terminal
+from medrl import cli_import, terminal
 from medrl.types import Mode
 
 app = typer.Typer(
@@ -20,8 +20,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-imports = typer.Typer(help="Read a data set into a store.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(imports, name="import")
+app.add_typer(cli_import.imports, name="import")
+app.command("export-data")(cli_import.export_data)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -68,50 +68,6 @@ def demo(
 
     terminal.quiet_libraries()
     run_demo(out, seed=seed, rebuild_base=rebuild_base, quiet=False)
-
-
-@imports.command("omnimedvqa")
-def import_omnimedvqa(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds QA_information/ and Images/.")],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is put up with.")] = 0.001,
-    as_json: Json = False,
-) -> None:
-    """Read OmniMedVQA into a store.
-
-    Or any folder in its layout. Prints counts by modality and question type; bad rows are listed with file, position
-    and reason, and above --max-bad nothing is written.
-
-    \b
-    Example:
-      medrl import omnimedvqa OmniMedVQA --out data/omnimedvqa
-    """
-    from medrl.data import omnimedvqa, store
-
-    result = omnimedvqa.read_omnimedvqa(folder)
-    omnimedvqa.check_bad(result, max_bad)
-    info = store.write_store(
-        out,
-        result.examples,
-        source=omnimedvqa.SOURCE,
-        license=omnimedvqa.LICENSE,
-        citation=omnimedvqa.CITATION,
-        extra={"bad_rows": len(result.bad), "skipped_files": [str(file.file) for file in result.skipped]},
-    )
-    if as_json:
-        bad = [{"file": str(row.file), "position": row.position, "reason": row.reason} for row in result.bad]
-        skipped = [{"file": str(file.file), "questions": file.questions} for file in result.skipped]
-        counts = {"by_modality": info.modalities, "by_question_type": info.question_types}
-        _print_json({"rows": info.rows, "bad": bad, **counts, "images": info.images, "skipped": skipped})
-        return
-    terminal.print_table("By modality", ["modality", "questions"], list(info.modalities.items()))
-    terminal.print_table("By question type", ["question type", "questions"], list(info.question_types.items()))
-    for row in result.bad:
-        typer.echo(f"bad: {row}")
-    for file in result.skipped:
-        typer.echo(f"skipped: {file.file} ({file.questions} questions): none of its images are here")
-    typer.echo(f"{info.rows} questions on {info.images} images in {out}; {len(result.bad)} bad rows left out")
-    typer.echo(f"license: {info.license}")
 
 
 @app.command()

@@ -3,6 +3,8 @@
 ``assert`` is for our own invariants; these are for the world outside.
 """
 
+from pathlib import Path
+
 
 class MedrlError(ValueError):
     """Root of all errors a user can cause or cure. ``exit_code`` is what the command line ends with."""
@@ -21,7 +23,15 @@ class DataError(MedrlError):
 
 
 class ImageError(DataError):
-    """An image that cannot be decoded."""
+    """An image that cannot be decoded: which one, why, and what to do about it."""
+
+    def __init__(self, path: Path, reason: str, fix: str) -> None:
+        super().__init__(f"image {path}: {reason}; {fix}")
+        self.path, self.reason, self.fix = path, reason, fix
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
+        """Crosses process borders whole: images are read in worker processes too."""
+        return type(self), (self.path, self.reason, self.fix)
 
 
 class PolicyError(MedrlError):

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medrl.data.images import MAX_PIXELS, open_image, pixel_digest
-from medrl.errors import ImageError
+from medrl.data.images import MAX_PIXELS, check_image, open_image, pixel_digest
+from medrl.errors import ImageError, MissingExtraError
 
 CORNERS = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], dtype=np.uint8)
 
@@ -110,17 +112,43 @@ def test_a_bomb_warning_raised_as_an_error_is_an_image_error(tmp_path):
         open_image(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("name", ["a.dcm", "a.nii", "a.nii.gz"])
-def test_scanner_formats_are_named_with_the_extra_that_reads_them(tmp_path, name):
+@pytest.mark.parametrize(("name", "package"), [("a.dcm", "pydicom"), ("a.nii", "nibabel"), ("a.nii.gz", "nibabel")])
+def test_a_scan_whose_library_is_missing_names_the_extra_that_reads_it(tmp_path, monkeypatch, name, package):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ImageError, match=r"(DICOM|NIfTI), not a picture.*pip install 'medrl\[(dicom|nifti)\]'"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"'{package}'.*pip install 'medrl\[(dicom|nifti)\]'"):
         open_image(tmp_path / name)
 
 
-def test_dicom_without_a_suffix_is_recognized(tmp_path):
-    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(ImageError, match="it is DICOM"):
-        open_image(tmp_path / "IM0001")
+def test_an_image_error_says_path_reason_and_fix_and_survives_a_process_border(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        open_image(tmp_path / "gone.png")
+    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (error.path, error.reason) == (tmp_path / "gone.png", "the file does not exist") and error.fix
+    assert str(error) == str(caught.value)
+
+
+def test_the_cheap_check_finds_what_decoding_finds(tmp_path):
+    image = Image.effect_noise((64, 64), 90)
+    for format in ("PNG", "JPEG", "TIFF", "WEBP", "BMP"):
+        whole = save(tmp_path / f"a.{format}", image.convert("RGB"), format=format)
+        check_image(whole)
+        raw = whole.read_bytes()
+        damaged = {"cut": raw[: len(raw) * 2 // 3], "garbage": b"\0" * 500 + raw, "empty": b""}
+        if format == "PNG":
+            damaged["flipped"] = raw[:-60] + bytes([raw[-60] ^ 255]) + raw[-59:]
+        for name, content in damaged.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ImageError, match=name):
+                check_image(tmp_path / name)
+
+
+def test_a_large_deep_grey_picture_is_stretched_strip_by_strip_as_in_one_piece(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (2100, 1000), dtype=np.uint16)
+    path = save(tmp_path / "a.png", Image.fromarray(values))
+    low, high = float(values.min()), float(values.max())
+    expected = np.rint((values - low) / (high - low) * 255)
+    assert np.abs(np.asarray(open_image(path))[..., 0] - expected).max() <= 1
 
 
 def test_missing_folder_text_gif_and_many_frames_are_image_errors_that_name_the_file(tmp_path):

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from medrl.data import store
+from medrl.data.omnimed_names import DATASETS
 from medrl.data.omnimedvqa import BadRow, ImportResult, check_bad, counts, read_omnimedvqa
-from medrl.errors import DataError
+from medrl.errors import DataError, SettingsError
 
 SHARED = os.environ.get("MEDRL_OMNIMED_MINI", "")
 
@@ -34,7 +36,7 @@ def question(number=0, **change):
 def make_tree(root: Path, rows, name="Chest CT Scan.json", access="Open-access") -> Path:
     image = root / "Images/Chest CT Scan/test/a & b (1) [x].tif"
     image.parent.mkdir(parents=True, exist_ok=True)
-    image.write_bytes(b"II*\0")
+    Image.new("L", (4, 4)).save(image, format="TIFF")
     file = root / "QA_information" / access / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(rows if isinstance(rows, str) else json.dumps(rows))
@@ -139,15 +141,50 @@ def test_a_row_that_is_no_object_is_bad_by_itself(tmp_path):
     assert len(result.examples) == 1 and "int" in result.bad[0].reason
 
 
-def test_restricted_files_without_images_are_skipped_by_name_and_those_with_images_are_read(tmp_path):
+def test_restricted_rows_without_images_are_read_and_counted_as_absent_and_those_with_images_are_used(tmp_path):
     make_tree(tmp_path, [question(0)])
     gone = [question(i, dataset="MIMIC", image_path=f"Images/MIMIC/{i}.png") for i in range(3)]
-    make_tree(tmp_path, gone, name="MIMIC.json", access="Restricted-access")
+    wrong = question(9, dataset="MIMIC", gt_answer="Edema", image_path="Images/MIMIC/9.png")
+    make_tree(tmp_path, [*gone, wrong], name="MIMIC.json", access="Restricted-access")
     make_tree(tmp_path, [question(0, dataset="Got"), *gone[:1]], name="Got.json", access="Restricted-access")
     result = read_omnimedvqa(tmp_path)
-    assert [(skipped.file.name, skipped.questions) for skipped in result.skipped] == [("MIMIC.json", 3)]
+    assert {absent.file.name: absent.questions for absent in result.absent} == {"MIMIC.json": 3, "Got.json": 1}
     assert [example.source for example in result.examples] == ["Chest CT Scan", "Got"]
-    assert [(bad.file.name, bad.position) for bad in result.bad] == [("Got.json", 1)]
+    assert [(bad.file.name, bad.position) for bad in result.bad] == [("MIMIC.json", 3)]
+
+
+def test_a_picture_that_cannot_be_decoded_is_a_bad_row_at_import(tmp_path):
+    rows = [question(0), question(1, image_path="Images/broken.png")]
+    root = make_tree(tmp_path, rows)
+    Image.effect_noise((64, 64), 90).save(root / "Images/broken.png")
+    whole = (root / "Images/broken.png").read_bytes()
+    for content in (whole[:1000], b"<html>", b""):
+        (root / "Images/broken.png").write_bytes(content)
+        result = read_omnimedvqa(root)
+        assert [(bad.position, "broken.png" in bad.reason) for bad in result.bad] == [(1, True)]
+
+
+def test_data_sets_and_modalities_are_chosen_by_name(tmp_path):
+    make_tree(tmp_path, [question(0), question(1, modality_type="X-Ray")])
+    make_tree(tmp_path, [question(0, dataset="Blood Cell", modality_type="Microscopy Images")], name="Blood Cell.json")
+
+    def ids(**filters):
+        return [example.id for example in read_omnimedvqa(tmp_path, **filters).examples]
+
+    assert ids(datasets=["blood-cell"]) == ["Blood Cell/Chest CT Scan_0000"]
+    assert ids(modalities=["x-ray"]) == ["Chest CT Scan/Chest CT Scan_0001"]
+    assert len(ids(modalities=["CT(Computed Tomography)", "microscopy"])) == 2
+    with pytest.raises(SettingsError, match=r"no data set 'Blood Cells'; it has Blood Cell"):
+        ids(datasets=["Blood Cells"])
+
+
+def test_the_reader_knows_the_published_files_and_says_what_differs(tmp_path):
+    assert len(DATASETS) == 42 and sum(sum(sizes.values()) for sizes in DATASETS.values()) == 88_996
+    notes = read_omnimedvqa(make_tree(tmp_path / "some", [question(0)])).notes
+    assert notes[0] == "Chest CT Scan.json has 1 questions; the published file has 871"
+    assert notes[1].startswith("41 of the 42 published open-access files are not here: RadImageNet, ")
+    notes = read_omnimedvqa(make_tree(tmp_path / "none", [question(0)], name="Mine.json")).notes
+    assert notes == ["none of OmniMedVQA's 42 open-access files is here: this is another data set in its layout"]
 
 
 def test_a_folder_of_another_layout_is_explained(tmp_path):

@@ -1,13 +1,15 @@
 """A data set on disk <-> Examples. A store is a folder:
 
 data.parquet   one row per example, the columns of ``Example``; ``datasets.load_dataset("parquet", ...)`` reads it
-images/        each image once, under a readable name; ``images`` in the rows are paths relative to the store
+images/        each image once, under a readable name and without metadata; or a link to the folder where they lie;
+               ``images`` in the rows are paths relative to the store
 store.json     where it came from, under which license, counts, and a fingerprint over every field and byte
 """
 
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import unicodedata
@@ -18,15 +20,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medrl.data.paths import safe_path
 from medrl.errors import DataError
-from medrl.types import LETTERS, Example
+from medrl.types import KINDS, LETTERS, Example
 
 FORMAT_VERSION = 1
 COLUMNS = tuple(column.name for column in fields(Example))
+# Stores written before there were kinds of question lack these columns; their rows mean the defaults.
+_LATER_COLUMNS: dict[str, Any] = {"kind": "choice", "references": [], "tolerance": ""}
 _SPARE_BYTES = 64 * 2**20
-_MAX_NAME_BYTES = 255
-_MAX_PATH_BYTES = 1024
-_LIST_COLUMNS = ("images", "options")
+_LIST_COLUMNS = ("images", "options", "references")
 _WHAT_A_STORE_IS = (
     "a store is a folder with data.parquet, store.json and images/; make one with "
     "`medrl import ... --out STORE` or medrl.data.store.write_store"
@@ -63,6 +66,7 @@ def write_store(
     license: str,
     citation: str = "",
     extra: dict[str, Any] | None = None,
+    copy: bool = True,
 ) -> StoreInfo:
     """Write ``examples`` and their images as a new store at ``out``.
 
@@ -73,6 +77,8 @@ def write_store(
         examples: at least one; their images may lie anywhere.
         source, license, citation: where the data came from and on what terms.
         extra: more facts for store.json; must be JSON.
+        copy: write the images into the store, without their metadata; False leaves them where they are, and makes
+            ``images/`` a link to the folder they share.
 
     Raises:
         DataError: ``out`` is taken, an example is malformed, an image is missing, or the disk is too small.
@@ -80,12 +86,14 @@ def write_store(
     out, rows = Path(out), list(examples)
     _check_vacant(out)
     _check_examples(rows)
-    names = _name_images(rows)
+    names = _name_images(rows) if copy else _names_in_place(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(out.parent, names)
+    if copy:
+        _check_space(out.parent, names)
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        digests = _copy_images(names, draft)
+        draft.mkdir()
+        digests = _copy_images(names, draft) if copy else _link_images(names, draft)
         stored = [replace(row, images=tuple(Path(names[image]) for image in row.images)) for row in rows]
         _write_rows(draft / "data.parquet", stored)
         totals = counts(stored)
@@ -178,31 +186,6 @@ def counts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
     }
 
 
-def safe_path(root: Path, relative: str) -> Path:
-    """``root / relative``, where ``relative`` comes from data and must not lead out of ``root``.
-
-    Raises:
-        DataError: ``relative`` is empty, too long, absolute, a URL, has ``..``, a backslash or a control character, or
-            passes through a symbolic link that leaves ``root``.
-    """
-    pure = PurePosixPath(relative)
-    if not relative.strip():
-        raise DataError("the image path is empty")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in relative) or "\\" in relative:
-        raise DataError(f"image path {relative!r} holds a backslash or a control character: use '/'")
-    if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:(//|$)|[A-Za-z]:", relative):
-        raise DataError(f"image path {relative!r} is not a plain path relative to {root}")
-    if len(relative.encode()) > _MAX_PATH_BYTES or any(len(part.encode()) > _MAX_NAME_BYTES for part in pure.parts):
-        raise DataError(f"image path {relative[:40]!r}... is longer than file systems take")
-    try:
-        inside = (root / pure).resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"image path {relative!r} cannot be followed under {root}: {error}") from error
-    if not inside:
-        raise DataError(f"image path {relative!r} leads out of {root} through a symbolic link")
-    return root / pure
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -220,13 +203,8 @@ def _check_examples(rows: Sequence[Example]) -> None:
     if repeated:
         raise DataError(f"{len(repeated)} ids occur more than once, e.g. {repeated[0]!r}: a store needs unique ids")
     for number, row in enumerate(rows):
-        if not 2 <= len(row.options) <= len(LETTERS):
-            raise DataError(
-                f"row {number} ({row.id!r}) has {len(row.options)} options; there must be 2 to {len(LETTERS)}"
-            )
-        if len(row.target) != 1 or row.target not in LETTERS[: len(row.options)]:
-            allowed = ", ".join(LETTERS[: len(row.options)])
-            raise DataError(f"row {number} ({row.id!r}) has target {row.target!r}, but its options are {allowed}")
+        if problem := _find_problem(row.kind, row.options, row.target):
+            raise DataError(f"row {number} ({row.id!r}) has {problem}")
         broken = [name for name in COLUMNS if not _is_utf8(_plain(getattr(row, name)))]
         if broken:
             raise DataError(f"row {number} ({row.id!r}): {broken[0]} is not valid Unicode text")
@@ -235,22 +213,73 @@ def _check_examples(rows: Sequence[Example]) -> None:
                 raise DataError(f"row {number} ({row.id!r}): image {image} does not exist or is not a file")
 
 
+def _find_problem(kind: str, options: Sequence[str], target: str) -> str:
+    """What is wrong with the kind, options or target of a row; empty when nothing is."""
+    if kind not in KINDS:
+        return f"kind {kind!r}; the kinds are {', '.join(KINDS)}"
+    asks_for_letters = kind in ("choice", "multi_select")
+    if len(options) > len(LETTERS) or (asks_for_letters and len(options) < 2):
+        return f"{len(options)} options; there must be 2 to {len(LETTERS)}"
+    offered = LETTERS[: len(options)]
+    chosen = target.split(", ") if kind == "multi_select" else [target]
+    if asks_for_letters and not all(len(letter) == 1 and letter in offered for letter in chosen):
+        return f"target {target!r}, but its options are {', '.join(offered)}"
+    if kind == "yes_no" and target not in ("yes", "no"):
+        return f"target {target!r}; the target of a yes_no question is yes or no"
+    return "" if target.strip() else "an empty target"
+
+
 def _name_images(rows: Sequence[Example]) -> dict[Path, str]:
     """Path of each image -> its name in the store, ``images/...``; a file met under two paths gets one name."""
-    absolute = {image: image.absolute() for row in rows for image in row.images}
-    folders = [path.parent.parts for path in absolute.values()]
-    depth = next((i for i, level in enumerate(zip(*folders, strict=False)) if len(set(level)) > 1), None)
-    if depth is None:
-        depth = min(map(len, folders), default=0)
+    from medrl.data.clean import must_be_redrawn
+
+    absolute = _absolute_images(rows)
+    depth = len(_shared_folder(absolute.values()).parts)
     names: dict[Path, str] = {}
     name_of_file: dict[Path, str] = {}
     taken: set[str] = set()
     for image, path in absolute.items():
         file = path.resolve()
         if file not in name_of_file:
-            name_of_file[file] = _free_name("/".join(map(_safe_part, path.parts[depth:])), taken)
+            name = "/".join(map(_safe_part, path.parts[depth:]))
+            if must_be_redrawn(path):
+                name = str(PurePosixPath(name).with_suffix(".png"))
+            name_of_file[file] = _free_name(name, taken)
         names[image] = name_of_file[file]
     return names
+
+
+def _names_in_place(rows: Sequence[Example]) -> dict[Path, str]:
+    """The same where ``images/`` is a link to the folder that all images share."""
+    absolute = _absolute_images(rows)
+    folder = _shared_folder(absolute.values())
+    names = {image: path.relative_to(folder).as_posix() for image, path in absolute.items()}
+    for name in names.values():
+        try:
+            safe_path(folder, name)
+        except DataError as error:
+            raise DataError(
+                f"{error}; or copy the images into the store (--copy), which gives them plain names"
+            ) from error
+    return {image: f"images/{name}" for image, name in names.items()}
+
+
+def _absolute_images(rows: Sequence[Example]) -> dict[Path, Path]:
+    return {image: Path(os.path.abspath(image)) for row in rows for image in row.images}
+
+
+def _shared_folder(paths: Iterable[Path]) -> Path:
+    folders = {str(path.parent) for path in paths}
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def _link_images(names: dict[Path, str], draft: Path) -> dict[str, str]:
+    """Make ``images/`` a link to the folder of the images; name of each -> sha256 of its bytes."""
+    if names:
+        (draft / "images").symlink_to(_shared_folder(Path(os.path.abspath(image)) for image in names))
+    else:
+        (draft / "images").mkdir()
+    return {name: _digest_file(image) for image, name in names.items()}
 
 
 def _safe_part(part: str) -> str:
@@ -286,14 +315,16 @@ def _check_space(folder: Path, names: dict[Path, str]) -> None:
 
 def _copy_images(names: dict[Path, str], draft: Path) -> dict[str, str]:
     """Copy each image once under ``draft``; its name -> sha256 of the bytes that were written."""
-    (draft / "images").mkdir(parents=True)
+    from medrl.data.clean import copy_picture
+
+    (draft / "images").mkdir()
     digests: dict[str, str] = {}
     for image, name in names.items():
         if name in digests:
             continue
         target = draft / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image, target)
+        copy_picture(image, target)
         digests[name] = _digest_file(target)
     return digests
 
@@ -325,6 +356,8 @@ def _fingerprint(rows: Sequence[Example], digests: dict[str, str]) -> str:
     total = hashlib.sha256(f"medrl store {FORMAT_VERSION}\n".encode())
     for row in rows:
         plain = {name: _plain(getattr(row, name)) for name in COLUMNS}
+        # Left out at their defaults, so that stores written before these columns keep their fingerprint.
+        plain = {key: value for key, value in plain.items() if _LATER_COLUMNS.get(key, ...) != value}
         plain["bytes"] = [digests[image.as_posix()] for image in row.images]
         total.update(json.dumps(plain, sort_keys=True).encode() + b"\n")
     return total.hexdigest()
@@ -354,10 +387,11 @@ def _read_rows(path: Path) -> list[Example]:
         table = pyarrow.parquet.read_table(path / "data.parquet")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path / 'data.parquet'} is not readable Parquet ({error}); import the data again") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in table.column_names and name not in _LATER_COLUMNS]
     if missing:
         raise DataError(f"{path / 'data.parquet'} has no column {', '.join(missing)}; {_WHAT_A_STORE_IS}")
-    return [_to_example(path, number, row) for number, row in enumerate(table.select(list(COLUMNS)).to_pylist())]
+    rows = table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
+    return [_to_example(path, number, {**_LATER_COLUMNS, **row}) for number, row in enumerate(rows)]
 
 
 def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
@@ -368,14 +402,18 @@ def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not fits:
             raise DataError(f"store {path}, row {number}: {name} is {value!r}; import the data again")
-    if len(row["target"]) != 1 or row["target"] not in LETTERS[: len(row["options"])]:
-        raise DataError(f"store {path}, row {number}: target {row['target']!r} is the letter of none of its options")
+    if problem := _find_problem(row["kind"], row["options"], row["target"]):
+        raise DataError(f"store {path}, row {number} has {problem}; import the data again")
     images = tuple(_stored_name(path, number, image) for image in row["images"])
-    return Example(**{**row, "images": images, "options": tuple(row["options"])})
+    lists = {"images": images, "options": tuple(row["options"]), "references": tuple(row["references"])}
+    return Example(**{**row, **lists})
 
 
 def _stored_name(path: Path, number: int, image: str) -> Path:
     try:
+        # images/ itself may be a link, to where the images lie; nothing may lead out of that folder.
+        if image.startswith("images/"):
+            return safe_path(path / "images", image.removeprefix("images/")).relative_to(path)
         return safe_path(path, image).relative_to(path)
     except DataError as error:
         raise DataError(f"store {path}, row {number}: {error}") from error

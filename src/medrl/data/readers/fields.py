@@ -1,0 +1,210 @@
+"""Fields of a row -> fields of an Example: texts, option lists in every spelling, answers as letter or text."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from medrl.data.readers.rows import RowError
+from medrl.types import LETTERS
+
+YES_NO = ("yes", "no")
+_PREFIX = re.compile(r"\s*\(?([A-J])\s*[).:、．]\s*")
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LETTER_ANSWER = re.compile(r"\(?([A-Ja-j])\s*[).:]?\s*$")
+
+
+def text(row: dict[str, Any], *names: str) -> str:
+    """The first of the fields ``names`` that the row has, stripped; it must be text and not blank."""
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise RowError(f"missing field {' or '.join(names)}")
+    value = row[name]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"field {name} is {value!r}, not text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError(f"field {name} is not valid Unicode text")
+    return value.strip()
+
+
+def text_or(row: dict[str, Any], default: str, *names: str) -> str:
+    """The same, or ``default`` where every one of them is absent, null or blank."""
+    present = [name for name in names if row.get(name) is not None and str(row[name]).strip()]
+    return text(row, *present) if present else default
+
+
+def fields_of(row: Any) -> dict[str, Any]:
+    """The row, when it is one with fields."""
+    if not isinstance(row, dict):
+        raise RowError(f"a {type(row).__name__}, not a question with fields")
+    return row
+
+
+def option_list(value: Any) -> tuple[str, ...]:
+    """Options written as a list, an object of letters, a list in a string (Python's or JSON), or a text with letters.
+
+    Letters before the texts (``A: ...``, ``(B) ...``) are taken off when all options have theirs, in order.
+    """
+    if isinstance(value, str):
+        value = _parse_list(value)
+    if isinstance(value, dict):
+        value = {str(key).strip().upper(): item for key, item in value.items() if item is not None}
+        if sorted(value) != list(LETTERS[: len(value)]):
+            raise RowError(f"options have the letters {', '.join(map(str, sorted(value)))}")
+        value = [value[letter] for letter in LETTERS[: len(value)]]
+    if not isinstance(value, list | tuple):
+        raise RowError(f"options are {value!r}, not a list")
+    return without_letters([text({"option": item}, "option") for item in value])
+
+
+def _parse_list(value: str) -> Any:
+    try:
+        # A list of constants and nothing else: no name, call or operator is ever looked at.
+        return (
+            json.loads(value) if value.lstrip().startswith(("[", "{")) and "'" not in value else ast.literal_eval(value)
+        )
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        pass
+    try:
+        return list(split_inline(value)[1])
+    except RowError:
+        parts = [part for part in re.split(r"[|;\n]", value) if part.strip()]
+    if len(parts) < 2:
+        raise RowError(f"options are {value!r}, no list: write them as a JSON list, or with | between")
+    return parts
+
+
+def without_letters(options: Sequence[str]) -> tuple[str, ...]:
+    """``options`` without ``A)``, ``(B)``, ``C:`` or ``D.`` where every one has its own letter."""
+    found = [_PREFIX.match(option) for option in options]
+    lettered = all(match and match[1] == letter and match.end() < len(option)
+                   for match, letter, option in zip(found, LETTERS, options, strict=False))  # fmt: skip
+    if not lettered:
+        return tuple(options)
+    return tuple(option[match.end() :].strip() for option, match in zip(options, found, strict=True) if match)
+
+
+def check_options(options: tuple[str, ...], target: str) -> tuple[str, ...]:
+    """``options``, when there are 2 to 10 and the right one occurs once."""
+    if not 2 <= len(options) <= len(LETTERS):
+        raise RowError(f"{len(options)} options; there must be 2 to {len(LETTERS)}")
+    if target not in LETTERS[: len(options)]:
+        raise RowError(f"answer {target!r} is the letter of none of the {len(options)} options")
+    right = options[LETTERS.index(target)]
+    times = sum(normal(option) == normal(right) for option in options)
+    if times > 1:
+        raise RowError(f"duplicate options: {right!r} occurs {times} times")
+    return options
+
+
+def letter_of(answer: str, options: Iterable[str]) -> str:
+    """Letter of the option whose text is ``answer``: as written, else in any case, else but for the final dot."""
+    spellings = (normal, lambda text: normal(text).casefold(), lambda text: normal(text).casefold().rstrip("."))
+    listed = list(options)
+    for spell in spellings:
+        letters = [letter for letter, option in zip(LETTERS, listed, strict=False) if spell(option) == spell(answer)]
+        if len(letters) > 1:
+            raise RowError(f"answer {answer!r} matches the options {' and '.join(letters)}")
+        if letters:
+            return letters[0]
+    raise RowError(f"answer {answer!r} is none of the options {', '.join(map(repr, listed))}")
+
+
+def read_answer(answer: str, options: Sequence[str]) -> str:
+    """Letter meant by ``answer``: an option's text, a letter (``C``, ``(c)``, ``C.``), or a letter and its text."""
+    inner = answer_text(answer)
+    try:
+        return letter_of(inner, options)
+    except RowError as error:
+        alone = _LETTER_ANSWER.match(inner)
+        if alone and alone[1].upper() in LETTERS[: len(options)]:
+            return alone[1].upper()
+        both = _PREFIX.match(inner)
+        if both and letter_of(inner[both.end() :], options) == both[1]:
+            return both[1]
+        raise error
+
+
+def answer_text(answer: str) -> str:
+    """What stands in ``<answer>`` tags, or all of it where there are none, stripped."""
+    tagged = _TAGGED.search(answer)
+    return (tagged[1] if tagged else answer).strip()
+
+
+def normal(value: str) -> str:
+    """White space made one blank."""
+    return " ".join(value.split())
+
+
+# --- options inside a question ---------------------------------------------------------------------------------------
+
+_MARK = {
+    ")": re.compile(r"(?<![\w(])([A-J])\)([ \t]?)"),
+    "()": re.compile(r"\(([A-J])\)([ \t]?)"),
+    ".": re.compile(r"(?<![\w.])([A-J])\.([ \t])"),
+    ":": re.compile(r"(?<!\w)([A-J]):([ \t]?)"),
+}
+_SEPARATED = re.compile(r"(?:^|[,;\n])\s*$")
+
+
+def split_inline(problem: str) -> tuple[str, tuple[str, ...]]:
+    """``What is it? A)CT, B)MRI`` -> question and options; commas, brackets and even ``B)`` may stand inside options.
+
+    Of all ways to read the letters in order, those with most options win; then those whose marks are all spaced alike;
+    then those that leave every option's brackets closed. If two are still left, the row is ambiguous and therefore bad.
+    """
+    for style in _MARK.values():
+        marks = list(style.finditer(problem))
+        for strict in (True, False):
+            chains = _chains(problem, marks, strict)
+            if chains:
+                return _read_chain(problem, _best_chain(problem, chains))
+    raise RowError("holds no options: expected A)..., B)... after the question")
+
+
+def _chains(problem: str, marks: list[re.Match[str]], strict: bool) -> list[list[re.Match[str]]]:
+    """Every longest way through the marks in the order of their letters, from A to at least B.
+
+    Args:
+        strict: after A, a mark counts only behind a comma, semicolon or line break.
+    """
+    counted = [mark for mark in marks if mark[1] == "A" or not strict or _SEPARATED.search(problem[: mark.start()])]
+    chains: list[list[re.Match[str]]] = [[mark] for mark in counted if mark[1] == "A"]
+    longest: list[list[re.Match[str]]] = []
+    for letter in LETTERS[1:]:
+        chains = [
+            [*chain, mark]
+            for chain in chains
+            for mark in counted
+            if mark[1] == letter
+            and mark.start() >= chain[-1].end()
+            and problem[chain[-1].end() : mark.start()].strip(" ,;\n")
+        ]
+        if not chains or len(chains) > 1000:
+            break
+        longest = chains
+    return longest
+
+
+def _best_chain(problem: str, chains: list[list[re.Match[str]]]) -> list[re.Match[str]]:
+    def score(chain: list[re.Match[str]]) -> tuple[bool, int, int]:
+        alike = len({mark[2] for mark in chain}) == 1
+        options = _read_chain(problem, chain)[1]
+        return alike, sum(option.count("(") == option.count(")") for option in options), chain[0].start()
+
+    ranked = sorted(chains, key=score, reverse=True)
+    if len(ranked) > 1 and score(ranked[0]) == score(ranked[1]):
+        readings = [" | ".join(_read_chain(problem, chain)[1]) for chain in ranked[:2]]
+        raise RowError(f"its options can be read in more than one way: {readings[0]!r} or {readings[1]!r}")
+    return ranked[0]
+
+
+def _read_chain(problem: str, chain: list[re.Match[str]]) -> tuple[str, tuple[str, ...]]:
+    ends = [mark.start() for mark in chain[1:]] + [len(problem)]
+    options = [problem[mark.end() : end].strip() for mark, end in zip(chain, ends, strict=True)]
+    # The comma before the next letter separates; it is no part of the option.
+    options[:-1] = [re.sub(r"\s*[,;]$", "", option) for option in options[:-1]]
+    return problem[: chain[0].start()].strip(), tuple(options)

@@ -1,0 +1,208 @@
+"""Files -> rows: JSON, JSON Lines, CSV, TSV, Parquet, a folder of these, or a data set of the Hugging Face hub."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medrl.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_BATCH_ROWS = 64
+_MAX_FIELD_BYTES = 16 * 2**20
+
+
+class RowError(ValueError):
+    """Why a row is bad; caught where its file and position are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row and where it stood."""
+
+    file: Path
+    """Name as shown to the user."""
+    position: int
+    """From 0; -1 when the whole file could not be read."""
+    value: Any
+    """A dict of fields, or the RowError that stood in the way of reading it."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.file.with_suffix("").as_posix()
+
+    @property
+    def id(self) -> str:
+        """For rows that bring none: file and position."""
+        return f"{self.name}/{self.position}"
+
+
+class Rows:
+    """The rows of some files, in order; Parquet and hub rows are read as they are asked for."""
+
+    def __init__(self, parts: list[tuple[Path, int, Any]]) -> None:
+        """Args: parts: (name, number of rows, iterable of values or a RowError for the whole file)."""
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(count for _, count, _ in self.parts)
+
+    def __iter__(self) -> Iterator[Row]:
+        for name, _, values in self.parts:
+            if isinstance(values, RowError):
+                yield Row(name, -1, values)
+                continue
+            for position, value in enumerate(values):
+                yield Row(name, position, value)
+
+
+def rows_of(path: Path, what: str, split: str | None = None, config: str | None = None) -> Rows:
+    """Rows of a file, of a folder's files (those with ``split`` in their name), or of the hub data set of that name.
+
+    Raises:
+        DataError: there is nothing to read; ``what`` is the source's name for the message.
+    """
+    if path.exists():
+        names = () if split is None or path.is_file() else (split,)
+        return rows_of_files(find_files(path, what, names), path if path.is_dir() else None)
+    if path.is_absolute() or path.suffix in SUFFIXES or str(path).count("/") != 1:
+        raise DataError(f"{path} does not exist: give a file or folder of {what}, or a hub id like owner/name")
+    return hub_rows(str(path), config=config, split=split)
+
+
+def rows_of_files(files: list[Path], root: Path | None = None) -> Rows:
+    """The rows of ``files``, told apart by suffix. A file that cannot be read is one row with position -1.
+
+    Args:
+        root: files are called by their path below it; without it by their bare name.
+
+    Raises:
+        DataError: a file does not exist or is of no known kind.
+    """
+    return Rows([(file.relative_to(root) if root else Path(file.name), *_read(file)) for file in files])
+
+
+def find_files(path: Path, what: str, names: tuple[str, ...] = ()) -> list[Path]:
+    """``path`` itself, or the files of a known kind under the folder ``path``, sorted.
+
+    Args:
+        what: the source, for the message.
+        names: substrings, one of which a file's name must hold; empty for all.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not _hidden(file, path)]
+    found = [file for file in found if not names or any(name in file.name for name in names)]
+    if not found:
+        wanted = f" with {' or '.join(names)} in its name" if names else ""
+        raise DataError(f"{path} holds no {what}: there is no file ({', '.join(SUFFIXES)}){wanted}")
+    return found
+
+
+def hub_rows(name: str, *, config: str | None = None, split: str | None = None) -> Rows:
+    """The rows of the hub data set ``name``, or of a local folder of the same form; images stay encoded.
+
+    Raises:
+        DataError: ``datasets`` cannot load it; says what it said.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (ValueError, OSError, LookupError, RuntimeError) as error:
+        raise DataError(f"{name} cannot be loaded through datasets: {type(error).__name__}: {error}") from error
+    parts = loaded if isinstance(loaded, dict) else {split or "rows": loaded}
+    return Rows([(Path(f"{Path(name).name}-{part}"), len(rows), _undecoded(rows)) for part, rows in parts.items()])
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same rows with images as the bytes they came in."""
+    import datasets
+
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(column, type(feature)(datasets.Image(decode=False)))
+    return rows
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _read(file: Path) -> tuple[int, Any]:
+    """Number of rows, and the rows or the RowError that stands for the whole file."""
+    kind = file.suffix.lower()
+    if not file.is_file():
+        raise DataError(f"{file} does not exist: check the path")
+    try:
+        if kind == ".parquet":
+            return _read_parquet(file)
+        text = file.read_text(encoding="utf-8-sig")
+        if kind == ".json":
+            rows = _json_list(json.loads(text))
+        elif kind in (".jsonl", ".ndjson"):
+            rows = [_json_line(line) for line in text.split("\n") if line.strip()]
+        elif kind in (".csv", ".tsv"):
+            rows = _csv_rows(text, "\t" if kind == ".tsv" else ",")
+        else:
+            raise DataError(f"{file} is of no kind that medrl reads: {', '.join(SUFFIXES)}")
+    except DataError:
+        raise
+    except (ValueError, RecursionError, OSError, csv.Error) as error:
+        return 1, RowError(f"not {kind[1:].upper()}: {error}")
+    return len(rows), rows
+
+
+def _json_list(content: Any) -> list[Any]:
+    """The list itself, or the one list that an object holds, as in ``{"data": [...]}``."""
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if len(lists) == 1:
+            return lists[0]
+    if not isinstance(content, list):
+        raise RowError(f"holds a {type(content).__name__}, not a list of rows")
+    return content
+
+
+def _json_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return RowError(f"not JSON: {error}")
+
+
+def _csv_rows(text: str, delimiter: str) -> list[Any]:
+    csv.field_size_limit(_MAX_FIELD_BYTES)
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
+    rows: list[Any] = []
+    for row in reader:
+        if None in row:
+            rows.append(RowError(f"has {len(row[None])} fields more than the header names"))
+        else:
+            rows.append({name.strip(): value for name, value in row.items() if name is not None})
+    return rows
+
+
+def _read_parquet(file: Path) -> tuple[int, Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        return 1, RowError(f"not Parquet: {error}")
+    return table.metadata.num_rows, _parquet_rows(table)
+
+
+def _parquet_rows(table: Any) -> Iterator[Any]:
+    for batch in table.iter_batches(_BATCH_ROWS):
+        yield from batch.to_pylist()

@@ -1,0 +1,165 @@
+"""Anybody's table: CSV, TSV, JSON, JSON Lines, Parquet or a hub data set, with a mapping of column names."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from medrl.data.readers.fields import (
+    YES_NO,
+    check_options,
+    fields_of,
+    normal,
+    option_list,
+    read_answer,
+    text,
+    text_or,
+)
+from medrl.data.readers.pictures import Pictures
+from medrl.data.readers.result import ImportResult, collect
+from medrl.data.readers.rows import Row, RowError, Rows
+from medrl.errors import SettingsError
+from medrl.types import KINDS, LETTERS, Example
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "question_id"),
+    "image": ("image", "images", "image_path", "file_name"),
+    "question": ("question", "problem"),
+    "options": ("options", "choices"),
+    "answer": ("answer", "target", "solution", "gt_answer", "label"),
+    "modality": ("modality", "modality_type"),
+    "question_type": ("question_type",),
+    "source": ("source", "dataset"),
+    "patient": ("patient", "patient_id"),
+    "kind": ("kind",),
+    "tolerance": ("tolerance",),
+}
+"""Ours -> the names under which it is looked for when no mapping names one."""
+
+
+def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
+    """``["question=Frage"]`` -> ``{"question": "Frage"}``.
+
+    Raises:
+        SettingsError: not of that form, or no field of ours; names the near ones.
+    """
+    mapping = {}
+    allowed = [*COLUMNS, *(f"option_{letter}" for letter in LETTERS)]
+    for pair in pairs:
+        ours, sign, theirs = pair.partition("=")
+        if not sign or not theirs.strip():
+            raise SettingsError(f"--map {pair!r} must be OURS=THEIRS, e.g. question=Frage")
+        if ours not in allowed:
+            near = difflib.get_close_matches(ours, allowed, n=3, cutoff=0.4) or list(COLUMNS)
+            raise SettingsError(f"--map {pair!r}: medrl has no field {ours!r}; it has {', '.join(near)}")
+        mapping[ours] = theirs.strip()
+    return mapping
+
+
+def read_table(
+    rows: Rows,
+    pictures: Pictures,
+    mapping: Mapping[str, str],
+    *,
+    source: str,
+    pseudonym: Callable[[str], str],
+    quiet: bool = True,
+) -> ImportResult:
+    """The rows of a table as examples.
+
+    A row has an image (or several: a list, or ``a.png|b.png``), a question and an answer. Options are a list, a list
+    in a string, ``x|y|z``, ``A) x, B) y``, or columns ``option_A``, ``option_B``...; the answer is then a letter or an
+    option's text. Without options it is yes or no, or a few words; a column ``kind`` says otherwise.
+
+    Args:
+        mapping: ours -> the table's column, see ``COLUMNS``.
+        source: name of the data set where no column has it.
+        pseudonym: patient as the table has it -> what may be stored.
+
+    Raises:
+        SettingsError: the mapping names a column that the first row does not have.
+    """
+    columns = {ours: (mapping[ours],) if ours in mapping else names for ours, names in COLUMNS.items()}
+    columns |= {f"option_{x}": (mapping.get(f"option_{x}", f"option_{x}"),) for x in LETTERS}
+    checked: list[bool] = []
+
+    def convert(row: Row) -> Example:
+        if not checked:
+            _check_mapping(mapping, fields_of(row.value))
+            checked.append(True)
+        return _table_row(row, columns, pictures, source, pseudonym)
+
+    return collect(rows, convert, quiet=quiet)
+
+
+def _check_mapping(mapping: Mapping[str, str], row: dict[str, Any]) -> None:
+    missing = [theirs for theirs in mapping.values() if theirs not in row]
+    if missing:
+        raise SettingsError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, row))}")
+
+
+def _table_row(
+    place: Row,
+    columns: Mapping[str, tuple[str, ...]],
+    pictures: Pictures,
+    source: str,
+    pseudonym: Callable[[str], str],
+) -> Example:
+    row = fields_of(place.value)
+    patient = text_or(row, "", *columns["patient"])
+    return Example(
+        id=text_or(row, place.id, *columns["id"]),
+        source=text_or(row, source, *columns["source"]),
+        images=pictures.find(_image_cell(row, columns["image"])),
+        question=text(row, *columns["question"]),
+        modality=text_or(row, "unknown", *columns["modality"]),
+        question_type=text_or(row, "unknown", *columns["question_type"]),
+        patient=pseudonym(patient) if patient else None,
+        **answer_form(
+            _options(row, columns),
+            text(row, *columns["answer"]),
+            text_or(row, "", *columns["kind"]),
+            text_or(row, "", *columns["tolerance"]),
+        ),
+    )
+
+
+def answer_form(options: tuple[str, ...], answer: str, kind: str = "", tolerance: str = "") -> dict[str, Any]:
+    """Kind, options and target that options and answer make; ``kind`` empty: as they look.
+
+    Raises:
+        RowError: they do not fit each other.
+    """
+    plain = normal(answer).casefold().rstrip(".")
+    kind = kind or ("choice" if options else "yes_no" if plain in YES_NO else "short")
+    if kind not in KINDS:
+        raise RowError(f"kind is {kind!r}; the kinds are {', '.join(KINDS)}")
+    if kind == "multi_select":
+        letters = sorted({read_answer(item, options) for item in re.split(r"[,;|]", answer)})
+        return {"kind": kind, "options": check_options(options, letters[0]), "target": ", ".join(letters)}
+    if kind == "choice":
+        target = read_answer(answer, options)
+        return {"kind": kind, "options": check_options(options, target), "target": target}
+    if kind == "yes_no" and plain not in YES_NO:
+        raise RowError(f"answer {answer!r} is neither yes nor no")
+    return {"kind": kind, "options": (), "target": plain if kind == "yes_no" else answer, "tolerance": tolerance}
+
+
+def _options(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    whole = next((row[name] for name in columns["options"] if row.get(name) not in (None, "", [])), None)
+    if whole is not None:
+        return option_list(whole)
+    values = [next((row[name] for name in columns[f"option_{x}"] if row.get(name)), None) for x in LETTERS]
+    count = max((i + 1 for i, value in enumerate(values) if value is not None), default=0)
+    if None in values[:count]:
+        raise RowError(f"missing field option_{LETTERS[values.index(None)]}")
+    return option_list(values[:count]) if count else ()
+
+
+def _image_cell(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    cell = next((row[name] for name in names if row.get(name)), None)
+    if cell is None:
+        raise RowError(f"missing field {' or '.join(names)}")
+    if isinstance(cell, str) and cell.startswith("["):
+        return list(option_list(cell))
+    return cell.split("|") if isinstance(cell, str) and "|" in cell else cell

@@ -1,0 +1,85 @@
+"""A copy has the same pixels and none of the words."""
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from medrl.data.clean import copy_picture, must_be_redrawn
+from medrl.data.images import open_image
+
+SECRET = "Doe^Jane 1970-01-02"
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010E], tags[0x013B] = orientation, SECRET, SECRET
+    tags.get_ifd(0x8825)[1] = SECRET
+    return tags
+
+
+def save(path, format, orientation=1, **options):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("PatientName", SECRET)
+    text.add_itxt("Comment", SECRET, zip=False)
+    extra = {
+        "PNG": {"pnginfo": text},
+        "JPEG": {"comment": SECRET.encode(), "icc_profile": SECRET.encode(), "quality": 90},
+        "WEBP": {"xmp": SECRET.encode(), "icc_profile": SECRET.encode(), "lossless": True},
+        "TIFF": {"tiffinfo": {270: SECRET, 315: SECRET, 274: orientation}},
+    }[format]
+    picture().save(path, format=format, exif=exif(orientation), **extra, **options)
+    with path.open("ab") as file:
+        file.write(SECRET.encode())
+    assert SECRET.encode() in path.read_bytes()
+    return path
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_text_goes_and_pixels_and_orientation_stay(tmp_path, format, orientation):
+    source, target = save(tmp_path / "a", format, orientation), tmp_path / "b"
+    copy_picture(source, target)
+    assert SECRET.encode() not in target.read_bytes() and b"Jane" not in target.read_bytes()
+    assert open_image(target).size == ((40, 24) if orientation == 1 else (24, 40))
+    assert np.array_equal(np.asarray(open_image(target)), np.asarray(open_image(source)))
+
+
+def test_a_progressive_jpeg_with_restarts_and_comments_between_scans_keeps_its_pixels(tmp_path):
+    source = save(tmp_path / "a.jpg", "JPEG", progressive=True, restart_marker_blocks=2)
+    data = source.read_bytes()
+    second_scan = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    comment = b"\xff\xfe" + (len(SECRET) + 2).to_bytes(2, "big") + SECRET.encode()
+    source.write_bytes(data[:second_scan] + comment + data[second_scan:])
+    copy_picture(source, tmp_path / "b.jpg")
+    assert b"Jane" not in (tmp_path / "b.jpg").read_bytes()
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b.jpg")), np.asarray(open_image(source)))
+
+
+def test_a_file_without_words_is_copied_bit_for_bit(tmp_path):
+    for format in ("PNG", "TIFF", "BMP", "WEBP"):
+        picture().save(tmp_path / "a", format=format)
+        copy_picture(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes(), format
+        assert not must_be_redrawn(tmp_path / "a")
+
+
+def test_alpha_survives_in_webp_and_png(tmp_path):
+    layer = Image.new("RGBA", (8, 8), (200, 100, 50, 128))
+    for format in ("PNG", "WEBP"):
+        layer.save(tmp_path / "a", format=format, exif=exif(1))
+        copy_picture(tmp_path / "a", tmp_path / "b")
+        with Image.open(tmp_path / "b") as copy:
+            assert copy.convert("RGBA").getpixel((0, 0))[3] == 128
+
+
+def test_a_file_that_breaks_its_formats_rules_is_drawn_anew_without_its_words(tmp_path):
+    source = save(tmp_path / "a.png", "PNG")
+    raw = source.read_bytes()
+    source.write_bytes(raw[: raw.index(b"IEND") - 4])
+    copy_picture(source, tmp_path / "b.png")
+    assert b"Jane" not in (tmp_path / "b.png").read_bytes()
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b.png")), np.asarray(picture()))
