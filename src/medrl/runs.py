@@ -301,8 +301,9 @@ def _records_file(path: Path) -> Path:
 
 
 def _to_record(row: dict[str, Any], file: Path, line: int) -> EvalRecord:
-    names = {field.name for field in dataclasses.fields(EvalRecord)}
-    required = names - {"option_probs"}
+    fields = dataclasses.fields(EvalRecord)
+    names = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
     if not required <= row.keys() <= names:
         missing, unknown = sorted(required - row.keys()), sorted(row.keys() - names)
         raise RunError(f"{file} line {line} is not an evaluation record: missing {missing}, unknown {unknown}")
@@ -313,5 +314,6 @@ def _to_record(row: dict[str, Any], file: Path, line: int) -> EvalRecord:
             "images": tuple(row["images"]),
             "options": tuple(row["options"]),
             "option_probs": None if probs is None else tuple(probs),
+            "references": tuple(row.get("references", ())),
         }
     )

@@ -18,6 +18,11 @@ Mode = Literal["think", "no_think", "think_after"]
 MODES: tuple[Mode, ...] = ("think", "no_think", "think_after")
 LETTERS = "ABCDEFGHIJ"
 
+Kind = Literal["choice", "multi_select", "yes_no", "numeric", "short", "box"]
+"""What is asked for: one option, several options, yes or no, a number, a few words, a place in the image."""
+
+KINDS: tuple[Kind, ...] = ("choice", "multi_select", "yes_no", "numeric", "short", "box")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
@@ -31,18 +36,24 @@ class Example:
     """Image files, in the order the question speaks of them."""
     question: str
     options: tuple[str, ...]
-    """Option texts, without their letters; option ``i`` has letter ``LETTERS[i]``."""
+    """Option texts, without their letters; option ``i`` has letter ``LETTERS[i]``. Empty for kinds without options."""
     target: str
-    """Letter of the right option."""
+    """The right answer. ``choice``: its letter; ``multi_select``: letters, e.g. ``A, C``; ``yes_no``: ``yes`` or ``no``;
+    ``numeric``: a number and its unit, e.g. ``3.5 cm``; ``short``: a few words; ``box``: ``x1, y1, x2, y2``."""
     modality: str = "unknown"
     question_type: str = "unknown"
     patient: str | None = None
     """Pseudonymous key of the patient, volume or region that examples may share; None when unknown."""
+    kind: Kind = "choice"
+    references: tuple[str, ...] = ()
+    """``short``: other answers that are as right as the target."""
+    tolerance: str = ""
+    """``numeric``: how far off is still right, as ``5 %`` of the target or in a unit, ``2 mm``; empty: not at all."""
 
     @property
     def target_text(self) -> str:
-        """Text of the right option."""
-        return self.options[LETTERS.index(self.target)]
+        """The right answer in words: the text of the right option where there is one."""
+        return self.options[LETTERS.index(self.target)] if self.kind == "choice" else self.target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +102,7 @@ class Score:
     parts: dict[str, float] = field(default_factory=dict)
     """Unweighted value of each part, by the name of its function."""
     answer: str | None = None
-    """Letter that was read from the completion; None when it could not be read."""
+    """What was read from the completion, a letter for a choice; None when it could not be read."""
     explanation: str = ""
     """One sentence: why this value."""
 
@@ -158,7 +169,7 @@ class EvalRecord:
     completion: str
     finish_reason: Literal["stop", "length"]
     answer: str | None
-    """Letter read from the completion; None: unreadable, counted as wrong."""
+    """What was read from the completion, a letter for a choice; None: unreadable, counted as wrong."""
     target: str
     correct: bool
     parts: dict[str, float]
@@ -167,6 +178,9 @@ class EvalRecord:
     """Completion length in tokens."""
     option_probs: tuple[float, ...] | None = None
     """Probability of each option where it was scored; None where it was not."""
+    kind: Kind = "choice"
+    references: tuple[str, ...] = ()
+    tolerance: str = ""
 
 
 def image_cluster(images: Sequence[str | Path]) -> str:

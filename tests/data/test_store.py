@@ -237,3 +237,53 @@ def test_any_text_survives_the_way_to_disk_and_back(tmp_path_factory, texts):
     )
     write(root / "s", [row])
     assert store.load(root / "s") == [row]
+
+
+QUESTIONS_OF_ALL_KINDS = (
+    {"kind": "multi_select", "target": "A, C", "options": ("mass", "effusion", "fracture")},
+    {"kind": "yes_no", "target": "no", "options": ()},
+    {"kind": "numeric", "target": "3.5 cm", "options": (), "tolerance": "5 %"},
+    {"kind": "short", "target": "left lung", "options": (), "references": ("the left lung", "lung, left")},
+    {"kind": "box", "target": "10, 20, 30, 40", "options": ()},
+)
+
+
+def test_questions_of_every_kind_come_back_as_they_were(tmp_path):
+    rows = make_examples(tmp_path / "raw", [f"{number}.png" for number in range(5)])
+    rows = [replace(row, **kind) for row, kind in zip(rows, QUESTIONS_OF_ALL_KINDS, strict=True)]
+    write(tmp_path / "s", rows)
+    assert [replace(row, images=()) for row in store.load(tmp_path / "s")] == [replace(row, images=()) for row in rows]
+    store.verify(tmp_path / "s")
+
+
+def test_a_store_from_before_there_were_kinds_still_loads_and_verifies(tmp_path):
+    import pyarrow.parquet
+
+    rows = make_examples(tmp_path / "raw")
+    write(tmp_path / "s", rows)
+    # As the first release computed it: over these fields of these rows.
+    assert store.read_info(tmp_path / "s").fingerprint == (
+        "073209bfa7fb4a4c4b27cfb10b14672039d4df1b0d6ead8cd1e4f8699f1d12d9"
+    )
+    file = tmp_path / "s" / "data.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns(["kind", "references", "tolerance"]), file)
+    assert {(row.kind, row.references, row.tolerance) for row in store.load(tmp_path / "s")} == {("choice", (), "")}
+    store.verify(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "essay"}, "kind 'essay'; the kinds are choice, multi_select"),
+        ({"kind": "multi_select", "target": "A, D"}, "target 'A, D', but its options are A, B"),
+        ({"kind": "multi_select", "target": "AB"}, "target 'AB', but its options are A, B"),
+        ({"kind": "yes_no", "target": "maybe"}, "yes or no"),
+        ({"kind": "short", "target": " "}, "an empty target"),
+        ({"kind": "short", "target": "x", "options": tuple("abcdefghijk")}, "11 options"),
+    ],
+)
+def test_a_target_that_its_kind_cannot_have_is_refused(tmp_path, change, words):
+    rows = make_examples(tmp_path / "raw", ["a.png"])
+    with pytest.raises(DataError, match=words):
+        write(tmp_path / "s", [replace(rows[0], **change)])

@@ -19,14 +19,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medrl.errors import DataError
-from medrl.types import LETTERS, Example
+from medrl.types import KINDS, LETTERS, Example
 
 FORMAT_VERSION = 1
 COLUMNS = tuple(column.name for column in fields(Example))
+# Stores written before there were kinds of question lack these columns; their rows mean the defaults.
+_LATER_COLUMNS: dict[str, Any] = {"kind": "choice", "references": [], "tolerance": ""}
 _SPARE_BYTES = 64 * 2**20
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1024
-_LIST_COLUMNS = ("images", "options")
+_LIST_COLUMNS = ("images", "options", "references")
 _WHAT_A_STORE_IS = (
     "a store is a folder with data.parquet, store.json and images/; make one with "
     "`medrl import ... --out STORE` or medrl.data.store.write_store"
@@ -220,19 +222,30 @@ def _check_examples(rows: Sequence[Example]) -> None:
     if repeated:
         raise DataError(f"{len(repeated)} ids occur more than once, e.g. {repeated[0]!r}: a store needs unique ids")
     for number, row in enumerate(rows):
-        if not 2 <= len(row.options) <= len(LETTERS):
-            raise DataError(
-                f"row {number} ({row.id!r}) has {len(row.options)} options; there must be 2 to {len(LETTERS)}"
-            )
-        if len(row.target) != 1 or row.target not in LETTERS[: len(row.options)]:
-            allowed = ", ".join(LETTERS[: len(row.options)])
-            raise DataError(f"row {number} ({row.id!r}) has target {row.target!r}, but its options are {allowed}")
+        if problem := _find_problem(row.kind, row.options, row.target):
+            raise DataError(f"row {number} ({row.id!r}) has {problem}")
         broken = [name for name in COLUMNS if not _is_utf8(_plain(getattr(row, name)))]
         if broken:
             raise DataError(f"row {number} ({row.id!r}): {broken[0]} is not valid Unicode text")
         for image in row.images:
             if not image.is_file():
                 raise DataError(f"row {number} ({row.id!r}): image {image} does not exist or is not a file")
+
+
+def _find_problem(kind: str, options: Sequence[str], target: str) -> str:
+    """What is wrong with the kind, options or target of a row; empty when nothing is."""
+    if kind not in KINDS:
+        return f"kind {kind!r}; the kinds are {', '.join(KINDS)}"
+    asks_for_letters = kind in ("choice", "multi_select")
+    if len(options) > len(LETTERS) or (asks_for_letters and len(options) < 2):
+        return f"{len(options)} options; there must be 2 to {len(LETTERS)}"
+    offered = LETTERS[: len(options)]
+    chosen = target.split(", ") if kind == "multi_select" else [target]
+    if asks_for_letters and not all(len(letter) == 1 and letter in offered for letter in chosen):
+        return f"target {target!r}, but its options are {', '.join(offered)}"
+    if kind == "yes_no" and target not in ("yes", "no"):
+        return f"target {target!r}; the target of a yes_no question is yes or no"
+    return "" if target.strip() else "an empty target"
 
 
 def _name_images(rows: Sequence[Example]) -> dict[Path, str]:
@@ -325,6 +338,8 @@ def _fingerprint(rows: Sequence[Example], digests: dict[str, str]) -> str:
     total = hashlib.sha256(f"medrl store {FORMAT_VERSION}\n".encode())
     for row in rows:
         plain = {name: _plain(getattr(row, name)) for name in COLUMNS}
+        # Left out at their defaults, so that stores written before these columns keep their fingerprint.
+        plain = {key: value for key, value in plain.items() if _LATER_COLUMNS.get(key, ...) != value}
         plain["bytes"] = [digests[image.as_posix()] for image in row.images]
         total.update(json.dumps(plain, sort_keys=True).encode() + b"\n")
     return total.hexdigest()
@@ -354,10 +369,11 @@ def _read_rows(path: Path) -> list[Example]:
         table = pyarrow.parquet.read_table(path / "data.parquet")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path / 'data.parquet'} is not readable Parquet ({error}); import the data again") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in table.column_names and name not in _LATER_COLUMNS]
     if missing:
         raise DataError(f"{path / 'data.parquet'} has no column {', '.join(missing)}; {_WHAT_A_STORE_IS}")
-    return [_to_example(path, number, row) for number, row in enumerate(table.select(list(COLUMNS)).to_pylist())]
+    rows = table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
+    return [_to_example(path, number, {**_LATER_COLUMNS, **row}) for number, row in enumerate(rows)]
 
 
 def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
@@ -368,10 +384,11 @@ def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not fits:
             raise DataError(f"store {path}, row {number}: {name} is {value!r}; import the data again")
-    if len(row["target"]) != 1 or row["target"] not in LETTERS[: len(row["options"])]:
-        raise DataError(f"store {path}, row {number}: target {row['target']!r} is the letter of none of its options")
+    if problem := _find_problem(row["kind"], row["options"], row["target"]):
+        raise DataError(f"store {path}, row {number} has {problem}; import the data again")
     images = tuple(_stored_name(path, number, image) for image in row["images"])
-    return Example(**{**row, "images": images, "options": tuple(row["options"])})
+    lists = {"images": images, "options": tuple(row["options"]), "references": tuple(row["references"])}
+    return Example(**{**row, **lists})
 
 
 def _stored_name(path: Path, number: int, image: str) -> Path:
