@@ -38,8 +38,8 @@ class Example:
     options: tuple[str, ...]
     """Option texts, without their letters; option ``i`` has letter ``LETTERS[i]``. Empty for kinds without options."""
     target: str
-    """The right answer. ``choice``: its letter; ``multi_select``: letters, e.g. ``A, C``; ``yes_no``: ``yes`` or ``no``;
-    ``numeric``: a number and its unit, e.g. ``3.5 cm``; ``short``: a few words; ``box``: ``x1, y1, x2, y2``."""
+    """The right answer. ``choice``: its letter; ``multi_select``: letters, ``A, C``; ``yes_no``: ``yes`` or ``no``;
+    ``numeric``: a number and its unit, ``3.5 cm``; ``short``: a few words; ``box``: ``x1, y1, x2, y2``."""
     modality: str = "unknown"
     question_type: str = "unknown"
     patient: str | None = None

@@ -30,7 +30,7 @@ def completion(text: str, mode: Mode = "think") -> Completion:
 
 RIGHT = completion("<think>x</think><answer>C</answer>")
 WRONG = completion("<think>x</think><answer>B</answer>")
-BROKEN = completion("C")
+BROKEN = completion("It could be a CT.")
 
 
 def is_short(example, completion):

@@ -85,7 +85,10 @@ def test_the_problem_says_why_there_is_no_letter(block, options, problem):
 @pytest.mark.parametrize(
     ("text", "mode", "problem"),
     [
-        ("C", "think", "no answer block"),
+        ("", "think", "no answer block"),
+        ("<think>C", "think", "no answer block"),
+        ("C or B", "no_think", "no answer block"),
+        ("<think></answer></think>C", "think", "answer is not after the reasoning"),
         ("<answer>C</answer><answer>B</answer>", "think", "several answer blocks"),
         ("<think><answer>C</answer>", "think", "answer inside the reasoning"),
         ("<answer>C<think></answer>", "think", "answer inside the reasoning"),

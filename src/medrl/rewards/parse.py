@@ -2,6 +2,9 @@
 
     completion -> tags -> the region its mode allows -> one answer block -> readings -> a letter, or why not
 
+A completion without any answer tag may still be nothing but an answer, as untrained models write it ("C"): it is read,
+and `well_formed` says that it lacks the form. Where there is an answer tag, only the text inside it is read.
+
 The reading is closed-world. A letter comes out only when the block as a whole is a letter, an option's text, or both in
 agreement. Nothing is searched for inside words or sentences, so "none" holds no E and "normal" no "no"; two readings
 that differ are no reading. The time it takes is linear in the length of the text.
@@ -61,29 +64,66 @@ def parse_answer(text: str, options: Sequence[str], mode: Mode) -> Answer:
     """The option a completion chose.
 
     In ``think`` and ``no_think`` the answer stands after the last ``</think>``, in ``think_after`` before the first
-    think tag; exactly one ``<answer>...</answer>`` must stand there. A bare letter that is offered always means that
+    think tag; at most one ``<answer>...</answer>`` may stand there. A bare letter that is offered always means that
     option, even where another option's text is that letter. Never raises on any ``text``; raises `RewardError` for more
     than ten options and `SettingsError` for an unknown mode.
     """
-    if mode not in MODES:
-        raise SettingsError(f"there is no mode {mode!r}; the modes are {', '.join(MODES)}")
     if len(options) > len(LETTERS):
         raise RewardError(
             f"{len(options)} options were given, but letters reach only {len(LETTERS)} (A to {LETTERS[-1]})"
         )
-    raw, problem = _find_block(text, mode)
-    if problem:
-        return Answer(letter=None, problem=problem)
-    index, problem = _read_block(raw, options)
-    return Answer(letter=None if index is None else LETTERS[index], raw=raw, problem=problem)
+    block = find_block(text, mode)
+    if block.problem:
+        return Answer(letter=None, problem=block.problem)
+    index, problem = _read_block(block.text, options)
+    if index is None:
+        return Answer(letter=None, raw=block.text, problem=problem if block.tagged else NO_BLOCK)
+    return Answer(letter=LETTERS[index], raw=block.text)
 
 
 # ---- where the answer stands ---------------------------------------------------------------------------------------
 
+NO_BLOCK = "no answer block"
 
-def _find_block(text: str, mode: Mode) -> tuple[str, str]:
-    """The text of the one answer block, or ``""`` and the problem."""
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Where an answer may be read."""
+
+    text: str
+    problem: str = ""
+    """Why there is no such place; ``text`` is then empty."""
+    tagged: bool = True
+    """Whether answer tags stand around it. Text without them is an answer only if it is nothing else."""
+
+
+def find_block(text: str, mode: Mode) -> Block:
+    """The text that holds the answer: between the answer tags, or all that is not reasoning where there are none.
+
+    Raises `SettingsError` for an unknown mode.
+    """
+    if mode not in MODES:
+        raise SettingsError(f"there is no mode {mode!r}; the modes are {', '.join(MODES)}")
     tags = find_tags(text)
+    if not any(tag.name in ("answer", "/answer") for tag in tags):
+        return _text_without_reasoning(text, tags, mode)
+    inside, problem = _between_answer_tags(text, tags, mode)
+    return Block(inside, problem)
+
+
+def _text_without_reasoning(text: str, tags: list[Tag], mode: Mode) -> Block:
+    reasoning = [tag for tag in tags if tag.name in ("think", "/think")]
+    if not reasoning:
+        rest = text
+    elif mode == "think_after":
+        rest = text[: reasoning[0].start]
+    else:
+        rest = text[reasoning[-1].end :] if reasoning[-1].name == "/think" else ""
+    return Block(rest, tagged=False) if rest.strip() else Block("", NO_BLOCK)
+
+
+def _between_answer_tags(text: str, tags: list[Tag], mode: Mode) -> tuple[str, str]:
+    """The text of the one answer block, or ``""`` and the problem."""
     region = _tags_before_reasoning(tags) if mode == "think_after" else _tags_after_reasoning(tags)
     blocks = [tag for tag in region if tag.name in ("answer", "/answer")]
     names = [tag.name for tag in blocks]
@@ -97,12 +137,8 @@ def _find_block(text: str, mode: Mode) -> tuple[str, str]:
         return "", "answer block is not closed"
     if "/answer" in names:
         return "", "answer block is not opened"
-    if any(tag.name == "answer" for tag in tags):
-        return (
-            "",
-            "answer is not before the reasoning" if mode == "think_after" else "answer is not after the reasoning",
-        )
-    return "", "no answer block"
+    where = "before" if mode == "think_after" else "after"
+    return "", f"answer is not {where} the reasoning"
 
 
 def _tags_after_reasoning(tags: list[Tag]) -> list[Tag]:
@@ -118,13 +154,13 @@ def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
 # ---- what the block says -------------------------------------------------------------------------------------------
 
 _LEAD_IN = re.compile(
-    r"""[\s*_#"'`(\[]*(?:
+    r"""[\s*_#"'`(\[{]*(?:
         (?:(?:so|thus|therefore|hence),?\s)? (?:(?:the|my)\s)? (?:(?:final|correct|right|best)\s)?
             (?:answer|ans|option|choice|letter)(?![^\W_]) (?:\s(?:is|would\sbe|should\sbe)(?![^\W_]))?
       | (?:it|this|that)\sis(?![^\W_]) | i\s(?:choose|pick|select)(?![^\W_])
       | (?:正确|正確)?的?(?:答案|选项|選項|选择|選擇|选|選|答え|正解)(?:是|为|為|は)?
       | \$*\\(?:boxed|text|textbf|mathrm|mathbf)\{
-    )[\s:=*]*(?:-\s)?""",
+    )[\s:=*"']*(?:-\s)?""",
     re.VERBOSE,
 )
 _LAST_LETTER = re.compile(
@@ -176,8 +212,12 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    bare = rest.lstrip(")].:, \n")
-    return [letter] if any(_agrees(letter, body, options) for body in {rest, bare, _strip_lead_in(bare)}) else []
+    bare = rest.lstrip(")].:,= \n")
+    bodies = {rest, bare, _strip_lead_in(bare)}
+    again = _split_last_letter(bare)
+    if again is not None and again[0] == letter:
+        bodies.add(again[1])  # "C) CT (C)" only says its letter twice
+    return [letter] if any(_agrees(letter, body, options) for body in bodies) else []
 
 
 def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
