@@ -33,12 +33,17 @@ from medrl.types import LETTERS, MODES, Mode
 class Answer:
     """What was read out of a completion."""
 
-    letter: str | None
-    """Letter of the option that was chosen; None: unreadable, which counts as wrong."""
+    value: str | None
+    """What was answered, in the form of ``Example.target``; None: unreadable, which counts as wrong."""
     raw: str = ""
     """Text inside the answer block, as written."""
     problem: str = ""
-    """Why there is no letter, in a few words; empty when there is one."""
+    """Why there is no value, in a few words; empty when there is one."""
+
+    @property
+    def letter(self) -> str | None:
+        """The value of a choice."""
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,11 @@ def parse_answer(text: str, options: Sequence[str], mode: Mode) -> Answer:
         )
     block = find_block(text, mode)
     if block.problem:
-        return Answer(letter=None, problem=block.problem)
-    index, problem = _read_block(block.text, options)
+        return Answer(value=None, problem=block.problem)
+    index, problem = read_choice(block.text, options)
     if index is None:
-        return Answer(letter=None, raw=block.text, problem=problem if block.tagged else NO_BLOCK)
-    return Answer(letter=LETTERS[index], raw=block.text)
+        return Answer(value=None, raw=block.text, problem=problem if block.tagged else NO_BLOCK)
+    return Answer(value=LETTERS[index], raw=block.text)
 
 
 # ---- where the answer stands ---------------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
 _LEAD_IN = re.compile(
     r"""[\s*_#"'`(\[{]*(?:
         (?:(?:so|thus|therefore|hence),?\s)? (?:(?:the|my)\s)? (?:(?:final|correct|right|best)\s)?
-            (?:answer|ans|option|choice|letter)(?![^\W_]) (?:\s(?:is|would\sbe|should\sbe)(?![^\W_]))?
+            (?:answer|ans|option|choice|letter)s?(?![^\W_]) (?:\s(?:is|are|would\sbe|should\sbe)(?![^\W_]))?
       | (?:it|this|that)\sis(?![^\W_]) | i\s(?:choose|pick|select)(?![^\W_])
       | (?:正确|正確)?的?(?:答案|选项|選項|选择|選擇|选|選|答え|正解)(?:是|为|為|は)?
       | \$*\\(?:boxed|text|textbf|mathrm|mathbf)\{
@@ -173,8 +178,8 @@ _SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
 
 
-def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
-    """Index of the option the block names, or None and the problem.
+def read_choice(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
+    """Index of the option that the text ``raw`` is, or None and the problem.
 
     All readings are collected: the block as an option's text, as ``letter text`` and as ``text (letter)``. An option is
     chosen when the readings that make sense all name the same one.
@@ -189,7 +194,7 @@ def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     letter = _bare_letter(text)
     if letter is not None and letter < len(options):
         return letter, ""
-    body = _strip_lead_in(text)
+    body = strip_lead_in(text)
     # As written beats any lead-in: "It is normal" may be one option and "Normal" another.
     readings = set(options_as_written(raw, options) or options_named(text, options) + _options_said(body, options))
     readings.update(_letter_then_text(body, options), _text_then_letter(body, options))
@@ -213,7 +218,7 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
         return []
     letter, rest = split
     bare = rest.lstrip(")].:,= \n")
-    bodies = {rest, bare, _strip_lead_in(bare)}
+    bodies = {rest, bare, strip_lead_in(bare)}
     again = _split_last_letter(bare)
     if again is not None and again[0] == letter:
         bodies.add(again[1])  # "C) CT (C)" only says its letter twice
@@ -259,7 +264,7 @@ def _split_last_letter(text: str) -> tuple[int, str] | None:
     return ord(match[1] or match[2]) - ord("a"), text[: match.start()]
 
 
-def _strip_lead_in(text: str) -> str:
+def strip_lead_in(text: str) -> str:
     """``text`` without up to three openings such as ``The answer is`` or ``Option``."""
     for _ in range(3):
         match = _LEAD_IN.match(text)
