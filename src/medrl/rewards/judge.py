@@ -21,7 +21,7 @@ from typing import Any
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards.format import well_formed
 from medrl.rewards.parse import find_block
-from medrl.rewards.scorers import make_score
+from medrl.rewards.scorers import Scorer, find_scorer, make_score
 from medrl.types import Completion, Example, Score
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -141,6 +141,20 @@ class Judge:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             return "", f"its reply is no chat completion ({type(error).__name__}: {error})", True
         return (content, "", False) if isinstance(content, str) else ("", "its reply has no text", True)
+
+
+def choose_scorer(name: str, endpoint: str | None, model: str | None, cache: Path | None) -> Scorer:
+    """The scorer called ``name``; ``judge`` needs ``endpoint`` and ``model``, the others must not have them.
+
+    Raises `SettingsError` for an unknown name or for what does not go together.
+    """
+    if name != "judge":
+        if endpoint or model:
+            raise SettingsError(f"--endpoint and --judge-model belong to the scorer judge, not to {name}")
+        return find_scorer(name)
+    if not endpoint or not model:
+        raise SettingsError("the scorer judge needs --endpoint URL and --judge-model NAME")
+    return Judge(endpoint, model, cache)
 
 
 def make_prompt(example: Example, answer: str) -> str:

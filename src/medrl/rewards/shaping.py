@@ -13,7 +13,8 @@ from medrl.types import LETTERS, Completion, Example
 
 _SENTENCE_END = re.compile(r"[.!?]\s+|[。！？；;\n]+")
 _LETTER_SAID = re.compile(
-    r"\b(?:(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:=*(\[]*([a-j])(?![\w'’])|(?:choose|pick|select)\s+([a-j])(?![\w'’]))"
+    r"\b(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:=*(\[]*([a-j])(?![\w'’])"
+    r"|\b(?:choose|pick|select)\s+([a-j])(?![\w'’])"
     r"|[(\[]([a-j])[)\]]"
 )
 _DENIAL = re.compile(
@@ -33,7 +34,7 @@ def brief_up_to(words: int, zero_at: int) -> Callable[[Example, Completion], flo
 
 
 brief = brief_up_to(120, 240)
-"""`brief_up_to` with the length of the papers' longest useful reasoning (their completions settle at 60 to 85 tokens)."""
+"""`brief_up_to` with room to spare: the papers' completions settle at 60 to 85 tokens."""
 
 
 def no_repetition(example: Example, completion: Completion) -> float:
@@ -98,12 +99,13 @@ def names_option(example: Example, completion: Completion) -> float:
 
 
 def _options_in(text: str, options: Sequence[str]) -> set[int]:
-    whole, _ = read_choice(text, options) if len(text) < 400 else (None, "")
+    whole, _ = read_choice(text, options)
     if whole is not None:
         return {whole}
-    plain = _padded(text)
-    by_text = {i for i, option in enumerate(options) if (words := _padded(clean(option))).strip() and words in plain}
-    longest = {i for i in by_text if not any(i != j and _inside(options[i], options[j]) for j in by_text)}
+    plain = _plain(text)
+    named = [_plain(clean(option)) for option in options]
+    by_text = {i for i, words in enumerate(named) if _stands_in(words, plain)}
+    longest = {i for i in by_text if not any(named[i] != named[j] and _stands_in(named[i], named[j]) for j in by_text)}
     letters = [next(filter(None, match.groups())) for match in _LETTER_SAID.finditer(text)]
     said = {index for letter in letters if (index := ord(letter) - ord("a")) < len(options)}
     return longest | said
@@ -111,22 +113,22 @@ def _options_in(text: str, options: Sequence[str]) -> set[int]:
 
 def _without(text: str, options: Sequence[str]) -> str:
     """``text`` without the options' own words: the "no" of the option "no fracture" denies nothing."""
-    plain = _padded(text)
-    for option in sorted(options, key=len, reverse=True):
-        words = _padded(clean(option))
-        plain = plain.replace(words, "  ") if words.strip() else plain
+    plain = f" {_plain(text)} "
+    for words in sorted((_plain(clean(option)) for option in options), key=len, reverse=True):
+        plain = plain.replace(f" {words} ", "  ") if words else plain
     return plain
 
 
-def _inside(shorter: str, longer: str) -> bool:
-    a, b = _padded(clean(shorter)), _padded(clean(longer))
-    return a != b and a in b
-
-
 def _holds(text: str, part: str) -> bool:
-    words = _padded(clean(part))
-    return bool(words.strip()) and words in _padded(clean(text[:_MAX_CHARS]))
+    return _stands_in(_plain(clean(part)), _plain(clean(text[:_MAX_CHARS])))
 
 
-def _padded(cleaned: str) -> str:
-    return f" {' '.join(words_of(cleaned))} "
+def _stands_in(words: str, plain: str) -> bool:
+    """Whether the words stand in the text as words; in scripts without blanks, as characters."""
+    if any(char >= "\u2e80" for char in words):
+        return words in plain
+    return bool(words) and f" {words} " in f" {plain} "
+
+
+def _plain(cleaned: str) -> str:
+    return " ".join(words_of(cleaned))
