@@ -281,7 +281,7 @@ def rescore(
       medrl rescore --completions answers.jsonl
     """
     from medrl.errors import SettingsError
-    from medrl.evaluation.rescore import rescore_folder, rescore_lines
+    from medrl.evaluation.rescore import rescore_file, rescore_folder
     from medrl.rewards.judge import choose_scorer
 
     if (folder is None) == (completions is None):
@@ -289,9 +289,8 @@ def rescore(
     cache = cache or (folder / "judge.jsonl" if folder is not None else None)
     grade = choose_scorer(scorer, endpoint, judge_model, cache)
     if completions is not None:
-        with typer.open_file(str(completions), encoding="utf-8") as lines:
-            for row in rescore_lines(lines, grade, str(completions)):
-                typer.echo(json.dumps(row))
+        for row in rescore_file(completions, grade):
+            typer.echo(json.dumps(row))
         return
     assert folder is not None  # one of the two is given
     found = rescore_folder(folder, scorer, grade)
@@ -305,8 +304,9 @@ def rescore(
     ]
     terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
     typer.echo(
-        f"unreadable {terminal.percent(found['parse_fail_rate'])}, well-formed {terminal.percent(found['well_formed'])}, "
-        f"mean score {found['mean_score']:.3f}, verdict changed on {found['changed']} of {found['n']}"
+        f"unreadable {terminal.percent(found['parse_fail_rate'])}, well-formed "
+        f"{terminal.percent(found['well_formed'])}, mean score {terminal.percent(found['mean_score'])}, "
+        f"verdict changed on {found['changed']} of {found['n']}"
     )
 
 

@@ -1,6 +1,7 @@
 """Saved completions, graded again by another scorer: no model, no image, no torch."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,15 @@ def rescore_folder(folder: Path, name: str, scorer: Scorer) -> dict[str, Any]:
         "recorded_accuracy": accuracy(records),
         "changed": sum(new.correct != old.correct for new, old in zip(rescored, records, strict=True)),
     }
+
+
+def rescore_file(file: Path, scorer: Scorer) -> Iterator[dict[str, Any]]:
+    """`rescore_lines` over a file, or over standard input for ``-``; rows come as they are read."""
+    if str(file) == "-":
+        yield from rescore_lines(sys.stdin, scorer, "standard input")
+        return
+    with file.open(encoding="utf-8") as lines:
+        yield from rescore_lines(lines, scorer, str(file))
 
 
 def rescore_lines(lines: Iterable[str], scorer: Scorer, source: str) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,8 @@ from medrl.types import LETTERS, Completion, Example, Mode
 _SAID = re.compile(
     r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|would be))?)\s*[:=]?\s*[*_(\[\"']*([A-J])(?![\w'’])|[(\[]([A-J])[)\]]"
 )
-_ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])")
+# "A" before a word is an article and "I" a pronoun, but in "A or C" they are letters.
+_ALONE = re.compile(r"(?<![\w'’])([B-HJ]|[AI](?!\s+(?!(?:or|and)\b)\w))(?![\w'’])")
 _MAX_CHARS = 20_000
 
 
@@ -45,8 +46,8 @@ def read_leniently(example: Example, completion: Completion) -> Answer:
 def _blocks(text: str) -> list[str]:
     """Texts behind each opening answer tag, up to the next tag or the end."""
     tags = find_tags(text)
-    ends = [*(tag.start for tag in tags[1:]), len(text)]
-    return [text[tag.end : end] for tag, end in zip(tags, ends, strict=True) if tag.name == "answer"]
+    edges = [*(tag.start for tag in tags), len(text)]
+    return [text[tag.end : edges[place + 1]] for place, tag in enumerate(tags) if tag.name == "answer"]
 
 
 def _final_texts(text: str, mode: Mode) -> list[str]:
@@ -66,7 +67,7 @@ def _named(text: str, options: Sequence[str]) -> set[int]:
     by_text = {index for index, option in enumerate(options) if (words := _joined(option)) and words in plain}
     # "Lung" stands also where "left lung" does: the longer one is meant.
     longest = {i for i in by_text if not any(i != j and _joined(options[i]) in _joined(options[j]) for j in by_text)}
-    alone = _offered((match[1] for match in _ALONE.finditer(text) if match[1] not in "AI"), options)
+    alone = _offered((match[1] for match in _ALONE.finditer(text)), options)
     return longest | alone
 
 

@@ -58,8 +58,8 @@ class _Released:
     def __call__(self, example: Example, completion: Completion) -> Score:
         correct, form = self.accuracy(example, completion), papers.med_r1_format(example, completion)
         read = self.reads(completion)
-        is_answer = read in LETTERS[: len(example.options)] if example.kind == "choice" else True
-        answer = read if read and is_answer else None
+        offered = example.kind != "choice" or read in tuple(LETTERS[: len(example.options)])
+        answer = read if read and offered else None
         shown = "nothing" if read is None else repr(read if len(read) <= 40 else f"{read[:40]}...")
         sentence = f"{self.source} reads {shown}, expects {example.target!r} and gives {correct:g}."
         return Score(value=correct, parts={CORRECT: correct, FORM: form}, answer=answer, explanation=sentence)

@@ -38,8 +38,11 @@ brief = brief_up_to(120, 240)
 
 
 def no_repetition(example: Example, completion: Completion) -> float:
-    """Share of the completion's runs of four words that are distinct; 1.0 where there are fewer than five words."""
-    words = words_of(clean(completion.text[:_MAX_CHARS]))
+    """Share of the runs of four words that are distinct; 1.0 where there are fewer than five words.
+
+    In the reasoning, so that an answer may repeat it; in the whole completion where there is no reasoning.
+    """
+    words = words_of(clean((reasoning_of(completion) or completion.text)[:_MAX_CHARS]))
     runs = list(zip(*(words[start:] for start in range(4)), strict=False))
     return len(set(runs)) / len(runs) if len(runs) > 1 else 1.0
 
@@ -87,12 +90,12 @@ def think_agrees(example: Example, completion: Completion) -> float:
 def names_option(example: Example, completion: Completion) -> float:
     """1.0 if the words of the option that is answered stand in the completion, not its letter alone; else 0.0.
 
-    For questions without options: 1.0 for any readable answer, which is in words by itself.
+    For questions without options, and where only the letter is asked for (``no_think``): 1.0 for any readable answer.
     """
     answer = read_answer(example, completion).value
     if answer is None:
         return 0.0
-    if example.kind not in ("choice", "multi_select"):
+    if example.kind not in ("choice", "multi_select") or completion.mode == "no_think":
         return 1.0
     texts = [example.options[LETTERS.index(letter)] for letter in answer.split(", ")]
     return float(all(_holds(completion.text, text) for text in texts))
