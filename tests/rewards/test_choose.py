@@ -1,4 +1,5 @@
 import hashlib
+import operator
 
 import pytest
 
@@ -36,7 +37,7 @@ def folder(tmp_path):
 
 def test_a_reward_by_path_is_that_function(folder):
     assert make_reward("my_rewards.py:lesion_size", [folder])(CHOICE, RIGHT) == 0.25
-    assert make_reward("json:dumps", [folder]).__name__ == "dumps"
+    assert make_reward("operator:concat", [folder]) is operator.concat
 
 
 def test_folders_are_searched_in_order(folder, tmp_path_factory):
@@ -106,5 +107,5 @@ def test_the_files_of_a_reward_are_described_by_their_content(folder):
     digest = {"my_rewards.py": hashlib.sha256(MINE.encode()).hexdigest()}
     assert describe_files("my_rewards.py:short", [folder]) == digest
     assert describe_files({"choice_correct": 1.0, "my_rewards.py:short": 1.0}, [folder]) == digest
-    assert describe_files({"by_source": {"a": {"my_rewards.py:short": 1}, "b": "json:dumps"}}, [folder]) == digest
+    assert describe_files({"by_source": {"a": {"my_rewards.py:short": 1}, "b": "operator:concat"}}, [folder]) == digest
     assert describe_files({"choice_correct": 1.0}, [folder]) == {}

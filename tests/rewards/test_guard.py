@@ -1,3 +1,4 @@
+import contextlib
 import math
 import signal
 import time
@@ -10,7 +11,7 @@ from medrl.types import Completion, Example, Score
 
 EXAMPLE = Example(id="ct-1", source="s", images=(), question="?", options=("CT", "MRI"), target="A")
 RIGHT = Completion(text="<think>x</think><answer>A</answer>", token_ids=(), finish_reason="stop")
-SAMPLE = r"(?s)on example 'ct-1' \(completion '<think>x</think><answer>A</answer>'\)"
+SAMPLE = r"on example 'ct-1' \(completion '<think>x</think><answer>A</answer>'\)"
 
 
 def lesion_size(example, completion):
@@ -90,10 +91,8 @@ def spins(example, completion):
 
 def swallows(example, completion):
     while True:
-        try:
+        with contextlib.suppress(Exception):
             time.sleep(60)
-        except Exception:  # noqa: BLE001 (the very thing under test)
-            pass
 
 
 @pytest.mark.parametrize("slow", [sleeps, spins, swallows])

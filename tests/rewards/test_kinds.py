@@ -8,12 +8,15 @@ from labeled_answers import KINDS_OF_ANSWERS
 from medrl.errors import RewardError
 from medrl.rewards import (
     answer_correct,
+    bleu,
     box_iou,
     check_gold,
     choice_correct,
+    embedding_similarity,
     from_weights,
     option_overlap,
     read_answer,
+    rouge_l,
     token_f1,
 )
 from medrl.types import KINDS, MODES, Completion, Example, Kind
@@ -123,10 +126,28 @@ def test_more_options_than_letters_are_an_error_for_every_kind():
         answer_correct(example("yes_no", options=tuple("abcdefghijk")), completion("<answer>yes</answer>"))
 
 
-@pytest.mark.parametrize(("part", "kind"), [(choice_correct, "yes_no"), (token_f1, "choice"), (box_iou, "numeric")])
-def test_a_part_for_one_kind_names_the_one_for_all(part, kind):
-    with pytest.raises(RewardError, match=r"ct-1.*answer_correct"):
-        part(example(kind), completion("<answer>yes</answer>"))
+@pytest.mark.parametrize(
+    ("part", "kind", "its_kind"),
+    [
+        (choice_correct, "yes_no", "choice"),
+        (option_overlap, "choice", "multi_select"),
+        (token_f1, "choice", "short"),
+        (rouge_l, "numeric", "short"),
+        (bleu, "box", "short"),
+        (embedding_similarity(lambda texts: [(1.0,)] * len(texts)), "yes_no", "short"),
+        (box_iou, "numeric", "box"),
+    ],
+)
+def test_a_part_for_one_kind_names_itself_and_the_one_for_all(part, kind, its_kind):
+    words = rf"^{part.__name__} grades questions of kind {its_kind}, .*ct-1.* kind {kind}.*answer_correct"
+    with pytest.raises(RewardError, match=words):
+        part(example(kind), completion("<answer>A</answer>"))
+
+
+@pytest.mark.parametrize("part", [token_f1, rouge_l, bleu])
+def test_a_graded_part_refuses_a_target_without_words(part):
+    with pytest.raises(RewardError, match=r"ct-1.*no words"):
+        part(example("short", target="..."), completion("<answer>none</answer>"))
 
 
 def test_option_overlap_counts_what_was_chosen_rightly():

@@ -30,7 +30,7 @@ from medrl.types import KINDS, Completion, EvalRecord, Example, Kind, Mode, Prom
 
 ASKED = "asked.json"
 """Who was asked and how, written before the first record; and the seconds spent so far."""
-RIGHT: dict[Kind, str] = dict.fromkeys(KINDS, "answer_correct") | {"choice": "choice_correct"}
+RIGHT: dict[Kind, str] = {kind: "choice_correct" if kind == "choice" else "answer_correct" for kind in KINDS}
 """The part that tells whether an answer is right, by kind of question."""
 REWARDS = {kind: from_weights({right: 1.0, "well_formed": 1.0}) for kind, right in RIGHT.items()}
 

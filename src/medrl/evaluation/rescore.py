@@ -124,8 +124,7 @@ def _completion_of_row(row: Mapping[str, Any], place: str) -> Completion:
         raise DataError(f"{place} has mode {mode!r}; the modes are {', '.join(MODES)}")
     if not isinstance(row["completion"], str):
         raise DataError(f"{place} has a completion that is no text: {row['completion']!r:.60}")
-    finish = row.get("finish_reason") if row.get("finish_reason") in ("stop", "length") else "stop"
-    return Completion(text=row["completion"], token_ids=(), finish_reason=finish, mode=mode)
+    return Completion(text=row["completion"], token_ids=(), finish_reason="stop", mode=mode)
 
 
 def _example_of_row(row: Mapping[str, Any], place: str) -> Example:
