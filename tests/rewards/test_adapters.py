@@ -44,7 +44,7 @@ def test_trl_calls_a_reward_with_lists_of_texts_or_conversations():
 
 
 def test_trl_gets_an_error_that_names_the_row_that_has_no_target():
-    with pytest.raises(RewardError, match=r"'ct-1' has no column target.*columns_of"):
+    with pytest.raises(RewardError, match=r"'ct-1' has no target; .*columns_of"):
         as_trl(REWARD)(prompts=["p"], completions=[RIGHT], id=["ct-1"])
 
 
@@ -61,8 +61,19 @@ def test_easyr1_calls_with_one_input_or_with_a_list():
     right = {"overall": 1.5, "choice_correct": 1.0, "well_formed": 1.0}
     assert as_easyr1(REWARD)(given[0]) == right
     assert as_easyr1(REWARD)(given) == [right, {"overall": 1.0, "choice_correct": 1.0, "well_formed": 0.0}]
-    with pytest.raises(RewardError, match="not JSON"):
+    with pytest.raises(RewardError, match="not an example as JSON"):
         as_easyr1(REWARD)({"response": RIGHT, "response_length": 5, "ground_truth": "A"})
+
+
+def test_an_example_may_travel_as_json_in_one_column():
+    own = json.dumps({**columns_of(EXAMPLE, "think"), "patient": None, "image_names": ["images/a.png"]})
+    without_mode = json.dumps({k: v for k, v in columns_of(EXAMPLE, "think").items() if k != "mode"})
+    assert as_trl(REWARD)(prompts=[""], completions=[RIGHT], medrl=[own], solution=["A"]) == [1.5]
+    assert as_trl(REWARD, mode="no_think")(prompts=[""], completions=["<answer>A</answer>"], medrl=[without_mode]) == [
+        1.5
+    ]
+    assert as_verl(REWARD)("omni", RIGHT, "A", {"index": 3, "medrl": own})["score"] == 1.5
+    assert as_easyr1(REWARD)({"response": WRONG, "response_length": 3, "ground_truth": without_mode})["overall"] == 0.5
 
 
 def test_a_reward_survives_the_way_there_and_back():

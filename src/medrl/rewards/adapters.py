@@ -4,8 +4,9 @@
     verl     f(data_source, solution_str, ground_truth, extra_info) -> float or {"score": ..., ...}
     EasyR1   f(reward_inputs) -> {"overall": ..., ...}, of one input or a list of them
 
-What a reward needs to know of an example travels in the columns that `columns_of` gives. EasyR1 passes only the right
-answer on, so there the columns travel as JSON in ``ground_truth``.
+What a reward needs to know of an example travels in the columns that `columns_of` gives, or as JSON in one column
+``medrl``, as ``medrl export-data`` writes it. EasyR1 passes only the right answer on, so there that JSON is the
+``ground_truth`` (``data.answer_key: medrl``).
 """
 
 import json
@@ -18,6 +19,8 @@ from medrl.rewards.combine import PartFunction
 from medrl.rewards.guard import guarded
 from medrl.types import MODES, Completion, Example, Kind, Mode, Reward, Score
 
+OWN_COLUMN = "medrl"
+"""A column that holds an example as one JSON object."""
 COLUMNS = ("id", "source", "question", "options", "target", "kind", "mode", "references", "tolerance")
 
 
@@ -27,8 +30,8 @@ def columns_of(example: Example, mode: Mode) -> dict[str, Any]:
     return {name: list(row[name]) if isinstance(row[name], tuple) else row[name] for name in COLUMNS}
 
 
-def as_trl(reward: Reward) -> Callable[..., list[float]]:
-    """``reward`` as an entry of TRL's ``reward_funcs``; the data set holds the columns of `columns_of`.
+def as_trl(reward: Reward, mode: Mode = "think") -> Callable[..., list[float]]:
+    """``reward`` as an entry of TRL's ``reward_funcs``; ``mode`` is what rows that name none were asked for.
 
     Completions are texts or conversations. Raises `RewardError` naming the example as `guarded` does.
     """
@@ -37,17 +40,17 @@ def as_trl(reward: Reward) -> Callable[..., list[float]]:
     def medrl_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         values = []
         for index, completion in enumerate(completions):
-            row = {name: columns[name][index] for name in COLUMNS if name in columns}
-            values.append(judge(*_sample(row, _text_of(completion))).value)
+            row = {name: columns[name][index] for name in (*COLUMNS, OWN_COLUMN) if name in columns}
+            values.append(judge(*_sample(row, _text_of(completion), mode)).value)
         return values
 
     return medrl_reward
 
 
-def as_verl(reward: Reward) -> Callable[..., dict[str, float]]:
-    """``reward`` as verl's ``compute_score``: ``score`` and the parts.
+def as_verl(reward: Reward, mode: Mode = "think") -> Callable[..., dict[str, float]]:
+    """``reward`` as verl's ``compute_score``: ``score`` and the parts. ``mode`` as in `as_trl`.
 
-    ``ground_truth`` is the target, ``extra_info`` holds the other columns of `columns_of`.
+    ``ground_truth`` is the target, ``extra_info`` holds the other columns of `columns_of`, or ``medrl``.
     """
     judge = guarded(reward)
 
@@ -55,27 +58,21 @@ def as_verl(reward: Reward) -> Callable[..., dict[str, float]]:
         data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None, **_: Any
     ) -> dict[str, float]:
         row = {"source": data_source, **(extra_info or {}), "target": ground_truth}
-        score = judge(*_sample(row, solution_str))
+        score = judge(*_sample(row, solution_str, mode))
         return {"score": score.value, **_parts_of(score)}
 
     return compute_score
 
 
-def as_easyr1(reward: Reward) -> Callable[..., Any]:
+def as_easyr1(reward: Reward, mode: Mode = "think") -> Callable[..., Any]:
     """``reward`` as EasyR1's reward function, for ``reward_type: sequential`` and ``batch`` alike.
 
-    ``ground_truth`` is ``json.dumps(columns_of(example, mode))``.
+    ``ground_truth`` is the example as JSON: `columns_of`, or the ``medrl`` column. ``mode`` as in `as_trl`.
     """
     judge = guarded(reward)
 
     def one(reward_input: Mapping[str, Any]) -> dict[str, float]:
-        try:
-            row = json.loads(reward_input["ground_truth"])
-        except ValueError as error:
-            raise RewardError(
-                f"ground_truth is not JSON of columns_of(...): {reward_input['ground_truth']!r:.80}"
-            ) from error
-        score = judge(*_sample(row, reward_input["response"]))
+        score = judge(*_sample({OWN_COLUMN: reward_input["ground_truth"]}, reward_input["response"], mode))
         return {"overall": score.value, **_parts_of(score)}
 
     def compute_score(reward_inputs: Any, **_: Any) -> Any:
@@ -136,11 +133,12 @@ def from_easyr1(function: Callable[..., Any], *, batch: bool = False) -> PartFun
     return _named_like(part, function)
 
 
-def _sample(row: Mapping[str, Any], text: str) -> tuple[Example, Completion]:
-    missing = {"target"} - row.keys()
-    mode = row.get("mode") or "think"
-    if missing or mode not in MODES:
-        problem = "has no column target" if missing else f"has mode {mode!r}, but the modes are {', '.join(MODES)}"
+def _sample(row: Mapping[str, Any], text: str, usual_mode: Mode) -> tuple[Example, Completion]:
+    if OWN_COLUMN in row:
+        row = {**_parse_own(row[OWN_COLUMN]), **row}
+    mode = row.get("mode") or usual_mode
+    if "target" not in row or mode not in MODES:
+        problem = f"has mode {mode!r}, but the modes are {', '.join(MODES)}" if "target" in row else "has no target"
         raise RewardError(
             f"row {row.get('id', '')!r} {problem}; medrl.rewards.adapters.columns_of gives what is needed"
         )
@@ -156,6 +154,18 @@ def _sample(row: Mapping[str, Any], text: str) -> tuple[Example, Completion]:
         tolerance=row.get("tolerance") or "",
     )
     return example, Completion(text=text, token_ids=(), finish_reason="stop", mode=cast(Mode, mode))
+
+
+def _parse_own(text: Any) -> dict[str, Any]:
+    try:
+        own = json.loads(text)
+    except (TypeError, ValueError):
+        own = None
+    if not isinstance(own, dict):
+        raise RewardError(
+            f"{text!r:.80} is not an example as JSON; medrl.rewards.adapters.columns_of gives what is needed"
+        )
+    return own
 
 
 def _text_of(completion: Any) -> str:

@@ -297,7 +297,7 @@ def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
     texts = [
         option for option in options if (inside := " ".join(words_of(clean(option)))) and f" {inside} " in f" {plain} "
     ]
-    if len(letters - {"a"}) > 1 or ("a" in letters and len(letters) > 1) or len(texts) > 1:
+    if len(letters) > 1 or len(texts) > 1:
         return "names several options"
     letter = _bare_letter(body)
     split = _split_first_letter(body) if LABEL.match(body) else None
