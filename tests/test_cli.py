@@ -104,7 +104,16 @@ def evaluated(home: Path, trained: Path) -> Path:
 
 
 def test_every_command_has_help_with_an_example():
-    for words in (["demo"], ["import", "omnimedvqa"], ["split"], ["train"], ["eval"], ["compare"], ["report"]):
+    for words in (
+        ["demo"],
+        ["import", "omnimedvqa"],
+        ["split"],
+        ["train"],
+        ["eval"],
+        ["rescore"],
+        ["compare"],
+        ["report"],
+    ):
         result = run(*words, "--help")
         assert result.exit_code == 0 and "Example:" in result.stdout and f"medrl {words[0]}" in result.stdout
 

@@ -209,6 +209,68 @@ def evaluate(
 
 
 @app.command()
+def rescore(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="An evaluation folder.")] = None,
+    scorer: Annotated[
+        str, typer.Option(help="strict, lenient, med-r1, med-r1-eval, medvlm-r1, medvlm-r1-eval, raw, judge.")
+    ] = "strict",
+    completions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Instead of DIR: rows of completion, options, target, kind, mode; prints one JSON row each.",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="For judge: an OpenAI-compatible address. Questions and answers are sent there.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="For judge: the model's name there.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="For judge: file of verdicts; default: judge.jsonl in DIR, or none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Grade saved completions again.
+
+    By another scorer, without the model: our rules (strict), forgiving ones (lenient), the papers' released code, or a
+    language model as judge.
+
+    \b
+    Example:
+      medrl rescore runs/ct/eval/after --scorer med-r1 --json
+      medrl rescore --completions answers.jsonl
+    """
+    from medrl.errors import SettingsError
+    from medrl.evaluation.rescore import rescore_file, rescore_folder
+    from medrl.rewards.judge import choose_scorer
+
+    if (folder is None) == (completions is None):
+        raise SettingsError("give an evaluation folder or --completions FILE.jsonl, one of the two")
+    cache = cache or (folder / "judge.jsonl" if folder is not None else None)
+    grade = choose_scorer(scorer, endpoint, judge_model, cache)
+    if completions is not None:
+        for row in rescore_file(completions, grade):
+            typer.echo(json.dumps(row))
+        return
+    assert folder is not None  # one of the two is given
+    found = rescore_folder(folder, scorer, grade)
+    if as_json:
+        _print_json(found)
+        return
+    rows = [
+        terminal.accuracy_row("as recorded", found["recorded_accuracy"]),
+        terminal.accuracy_row(scorer, found["accuracy"]),
+        *(terminal.accuracy_row(name, share) for name, share in found["by_modality"].items()),
+    ]
+    terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
+    typer.echo(
+        f"unreadable {terminal.percent(found['parse_fail_rate'])}, well-formed "
+        f"{terminal.percent(found['well_formed'])}, mean score {terminal.percent(found['mean_score'])}, "
+        f"verdict changed on {found['changed']} of {found['n']}"
+    )
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="An evaluation folder: what B is compared with.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="An evaluation folder over the same examples.")],

@@ -176,3 +176,22 @@ def test_text_without_an_opening_bracket_is_unchanged(text):
 def test_importing_prompts_and_store_does_not_import_torch():
     code = "import sys, medrl.data.prompts, medrl.data.store; assert not {'torch', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("multi_select", "the letters of all right options"),
+        ("yes_no", "yes or no"),
+        ("numeric", "the number and its unit"),
+        ("short", "a few words"),
+        ("box", "the box as x1, y1, x2, y2 in pixels"),
+    ],
+)
+def test_other_kinds_than_choices_are_asked_for_what_they_want(kind, asked):
+    options = ("CT", "MRI") if kind == "multi_select" else ()
+    example = Example(id="q", source="s", images=(), question="Say {answer}?", options=options, target="x", kind=kind)
+    shown = "Say {answer}?" + ("\nA) CT\nB) MRI" if options else "")
+    assert make_prompt(example, "no_think").text == f"{shown}\nGive {asked} in <answer>...</answer>."
+    assert make_prompt(example, "think", "med-r1").text.endswith(f"then give {asked} in <answer>...</answer>.")
+    assert "single-letter" not in make_prompt(example, "think_after").text

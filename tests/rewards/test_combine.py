@@ -30,7 +30,7 @@ def completion(text: str, mode: Mode = "think") -> Completion:
 
 RIGHT = completion("<think>x</think><answer>C</answer>")
 WRONG = completion("<think>x</think><answer>B</answer>")
-BROKEN = completion("C")
+BROKEN = completion("It could be a CT.")
 
 
 def is_short(example, completion):
@@ -101,7 +101,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_name(name, near):
 
 
 def test_an_unknown_part_like_no_other_is_refused_with_all_names():
-    with pytest.raises(SettingsError, match="choose from: choice_correct, well_formed"):
+    with pytest.raises(SettingsError, match="choose from: choice_correct, answer_correct"):
         from_weights({"zzz": 1.0})
 
 

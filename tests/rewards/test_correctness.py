@@ -57,8 +57,14 @@ def test_a_number_in_the_reasoning_is_no_answer():
     assert choice_correct(graded, completion("<think>grade 3 seen</think><answer>2</answer>")) == 1.0
 
 
-def test_a_bare_letter_without_tags_earns_nothing():
-    assert choice_correct(EXAMPLE, completion("C")) == well_formed(EXAMPLE, completion("C")) == 0.0
+@pytest.mark.parametrize("text", ["C", "c) CT", "<think>x</think>C"])
+def test_a_bare_right_answer_without_tags_is_right_and_not_well_formed(text):
+    assert choice_correct(EXAMPLE, completion(text)) == 1.0
+    assert well_formed(EXAMPLE, completion(text)) == 0.0
+
+
+def test_a_text_without_tags_that_is_more_than_an_answer_earns_nothing():
+    assert choice_correct(EXAMPLE, completion("The bone is bright, so C")) == 0.0
 
 
 @pytest.mark.parametrize("block", ["none", "not sure", "None of these", "I am undecided"])

@@ -6,7 +6,7 @@ from labeled_answers import BLOCKS, COMPLETIONS, IMAGING
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards import parse_answer
 from medrl.rewards.option_text import same_text
-from medrl.rewards.parse import find_tags
+from medrl.rewards.parse import find_block, find_tags, read_choice
 from medrl.types import LETTERS, MODES
 
 FORMS = {
@@ -72,7 +72,19 @@ def test_a_completion_is_read_as_labeled_by_hand(why, mode, text, letter, form):
         ("CT (A)", IMAGING, "letter and text disagree"),
         ("A or C", IMAGING, "names several options"),
         ("CT and MRI", IMAGING, "names several options"),
+        ("B or C", IMAGING, "names several options"),
+        ("no", ("No", "No", "Yes"), "names several options"),
+        ("C or E", IMAGING, "letter and text disagree"),
         ("E", IMAGING, "letter E is not offered"),
+        ("Z", IMAGING, "letter Z is not offered"),
+        ("Z) CT", IMAGING, "letter Z is not offered"),
+        ("E CT", IMAGING, "letter E is not offered"),
+        ("CT (E)", IMAGING, "letter E is not offered"),
+        ("B CT", IMAGING, "letter and text disagree"),
+        ("A) CT scan", IMAGING, "letter and text disagree"),
+        ("a CT scan", IMAGING, "no option has this text"),
+        ("...", IMAGING, "empty answer"),
+        ("x", (), "letter X is not offered"),
         ("E) PET", IMAGING, "letter E is not offered"),
         ("PET", IMAGING, "no option has this text"),
         ("x" * 1000, IMAGING, "answer is too long"),
@@ -80,13 +92,46 @@ def test_a_completion_is_read_as_labeled_by_hand(why, mode, text, letter, form):
 )
 def test_the_problem_says_why_there_is_no_letter(block, options, problem):
     assert parse_answer(FORMS["no_think"].format(block), options, "no_think").problem == problem
+    assert read_choice(block, options) == (None, problem)
+
+
+def test_a_choice_that_is_read_has_no_problem():
+    for block in ("C", "C) CT", "CT", "the answer is c"):
+        assert read_choice(block, IMAGING) == (2, "")
+
+
+def test_an_answer_is_too_long_above_400_characters_and_twice_the_longest_option():
+    options = ("MRI", "CT of the chest")  # 15 characters
+    for room, longest in ((options, 430), ((), 400)):
+        fits, over = ("the answer is" + " " * (length - 14) + "b" for length in (longest, longest + 1))
+        assert len(fits) == longest and len(over) == longest + 1
+        assert read_choice(over, room) == (None, "answer is too long")
+        assert (
+            read_choice(fits, room)[0] == (1 if room else None) and read_choice(fits, room)[1] != "answer is too long"
+        )
+
+
+def test_a_letter_behind_the_text_is_looked_for_in_the_last_32_characters():
+    assert read_choice("CT (C)" + "!" * 29, IMAGING) == (2, "")
+    assert read_choice("CT (C)" + "!" * 30, IMAGING)[0] is None
+
+
+def test_three_openings_are_put_up_with_and_not_four():
+    assert read_choice("So the answer is: option: choice: C", IMAGING) == (2, "")
+    assert read_choice("So the answer is: option: choice: letter: C", IMAGING)[0] is None
 
 
 @pytest.mark.parametrize(
     ("text", "mode", "problem"),
     [
-        ("C", "think", "no answer block"),
+        ("", "think", "no answer block"),
+        ("<think>C", "think", "no answer block"),
+        ("C or B", "no_think", "no answer block"),
+        ("<think></answer></think>C", "think", "answer is not after the reasoning"),
         ("<answer>C</answer><answer>B</answer>", "think", "several answer blocks"),
+        ("<answer>A<answer>B", "think", "several answer blocks"),
+        ("A</answer>B</answer>", "think", "several answer blocks"),
+        ("</answer>C<answer>", "think", "answer block is not closed"),
         ("<think><answer>C</answer>", "think", "answer inside the reasoning"),
         ("<answer>C<think></answer>", "think", "answer inside the reasoning"),
         ("<answer>C</answer><think>x</think>", "think", "answer is not after the reasoning"),
@@ -96,7 +141,10 @@ def test_the_problem_says_why_there_is_no_letter(block, options, problem):
     ],
 )
 def test_the_problem_says_what_is_wrong_with_the_blocks(text, mode, problem):
-    assert parse_answer(text, IMAGING, mode).problem == problem
+    answer = parse_answer(text, IMAGING, mode)
+    assert (answer.value, answer.problem) == (None, problem)
+    block = find_block(text, mode)
+    assert answer.raw == block.text == ("C or B" if text == "C or B" else "")
 
 
 @given(anything, option_lists, st.sampled_from(MODES))

@@ -128,7 +128,7 @@ def test_a_reward_that_rejects_right_answers_is_refused(policy, examples, tmp_pa
         right = "<answer>A</answer>" in completion.text
         return Score(value=float(right), answer="A", explanation="only A is right")
 
-    words = r"right answer of \d of 7 examples.*example-1: only A is right"
+    words = r"right answer of 5 of 7 examples(?s:.*)\n  example-1: 0. only A is right"
     refused(RewardError, words, policy, examples, letter_a, GRPO_2, tmp_path)
 
 

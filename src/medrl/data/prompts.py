@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medrl.errors import DataError, SettingsError
-from medrl.types import LETTERS, MODES, Example, Mode, Prompt
+from medrl.types import LETTERS, MODES, Example, Kind, Mode, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Template:
     mode: Mode
     """Form of completion the wording asks for."""
     text: str
-    """Text of the user turn; ``{question}`` stands for question and options."""
+    """Text of the user turn; ``{question}`` stands for question and options, ``{answer}`` for what is to be given."""
     options: Literal["inline", "lines"]
     """How the options follow the question; a key of ``OPTION_STYLES``."""
     source: str
@@ -129,25 +129,35 @@ _TEMPLATES = (
     Template(
         name="plain",
         mode="think",
-        text="{question}\nReason in <think>...</think>, then give the letter in <answer>...</answer>.",
+        text="{question}\nReason in <think>...</think>, then give {answer} in <answer>...</answer>.",
         options="lines",
         source="ours: short, for small models",
     ),
     Template(
         name="plain-no-think",
         mode="no_think",
-        text="{question}\nGive the letter in <answer>...</answer>.",
+        text="{question}\nGive {answer} in <answer>...</answer>.",
         options="lines",
         source="ours: short, for small models",
     ),
     Template(
         name="plain-think-after",
         mode="think_after",
-        text="{question}\nGive the letter in <answer>...</answer>, then reason in <think>...</think>.",
+        text="{question}\nGive {answer} in <answer>...</answer>, then reason in <think>...</think>.",
         options="lines",
         source="ours: short, for small models",
     ),
 )
+
+ANSWERS: dict[Kind, str] = {
+    "choice": "the letter",
+    "multi_select": "the letters of all right options",
+    "yes_no": "yes or no",
+    "numeric": "the number and its unit",
+    "short": "a few words",
+    "box": "the box as x1, y1, x2, y2 in pixels",
+}
+"""What ``{answer}`` of a template says, by kind of question."""
 
 TEMPLATES: dict[str, Template] = {template.name: template for template in _TEMPLATES}
 DEFAULT_TEMPLATES: dict[Mode, str] = {
@@ -157,26 +167,36 @@ DEFAULT_TEMPLATES: dict[Mode, str] = {
 }
 
 
+PLAIN_TEMPLATES: dict[Mode, str] = {
+    "think": "plain",
+    "no_think": "plain-no-think",
+    "think_after": "plain-think-after",
+}
+
+
 def make_prompt(example: Example, mode: Mode = "think", template: str | None = None) -> Prompt:
     """The user turn that asks for ``example``'s answer in the form ``mode``.
 
     Args:
         example: what to ask about; its question and options are neutralized, see ``neutralize``.
         mode: form of completion asked for.
-        template: a key of ``TEMPLATES``; None takes ``DEFAULT_TEMPLATES[mode]``.
+        template: a key of ``TEMPLATES``; None takes ``DEFAULT_TEMPLATES[mode]``. The papers' wordings ask for one
+            letter, so questions of other kinds are asked in the words of ``PLAIN_TEMPLATES[mode]`` instead.
 
     Raises:
         SettingsError: the mode or the template is unknown, or the template asks for another mode.
         DataError: the example has more options than there are letters.
     """
     chosen = find_template(mode, template)
+    if example.kind != "choice" and "{answer}" not in chosen.text:
+        chosen = TEMPLATES[PLAIN_TEMPLATES[mode]]
     if len(example.options) > len(LETTERS):
         raise DataError(
             f"example {example.id!r} has {len(example.options)} options, but there are {len(LETTERS)} letters"
         )
     problem = OPTION_STYLES[chosen.options](example.question, example.options)
     # Joined before it is neutralized: a token must not be smuggled in halves, one in the question, one in an option.
-    text = chosen.text.replace("{question}", neutralize(problem))
+    text = chosen.text.replace("{answer}", ANSWERS[example.kind]).replace("{question}", neutralize(problem))
     return Prompt(id=example.id, text=text, images=example.images, mode=mode)
 
 

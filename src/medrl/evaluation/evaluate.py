@@ -28,11 +28,13 @@ from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.runs import RECORDS, append_records, is_evaluation, read_records, read_summary, write_json_atomically
 from medrl.settings import Settings, choose_settings
-from medrl.types import Completion, EvalRecord, Example, Mode, Prompt, relative_to
+from medrl.types import KINDS, Completion, EvalRecord, Example, Kind, Mode, Prompt, relative_to
 
 ASKED = "asked.json"
 """Who was asked, how and since when; written once, before the first record."""
-PARTS = from_weights({"choice_correct": 1.0, "well_formed": 1.0})
+RIGHT: dict[Kind, str] = {kind: "choice_correct" if kind == "choice" else "answer_correct" for kind in KINDS}
+"""The part that tells whether an answer is right, by kind of question."""
+REWARDS = {kind: from_weights({right: 1.0, "well_formed": 1.0}) for kind, right in RIGHT.items()}
 
 
 class EvalSettings(Settings):
@@ -172,7 +174,7 @@ def _answer(
 
 def make_record(example: Example, prompt: Prompt, completion: Completion, root: str | Path | None = None) -> EvalRecord:
     """Grade one completion."""
-    score = PARTS(example, completion)
+    score = REWARDS[example.kind](example, completion)
     return EvalRecord(
         id=example.id,
         source=example.source,
@@ -188,9 +190,12 @@ def make_record(example: Example, prompt: Prompt, completion: Completion, root: 
         finish_reason=completion.finish_reason,
         answer=score.answer,
         target=example.target,
-        correct=score.parts["choice_correct"] == 1.0,
+        correct=score.parts[RIGHT[example.kind]] == 1.0,
         parts=score.parts,
         tokens=len(completion.token_ids),
+        kind=example.kind,
+        references=example.references,
+        tolerance=example.tolerance,
     )
 
 

@@ -7,16 +7,39 @@ from dataclasses import dataclass
 from numbers import Real
 
 from medrl.errors import RewardError, SettingsError
-from medrl.rewards.correctness import choice_correct
+from medrl.rewards.correctness import (
+    answer_correct,
+    bleu,
+    box_iou,
+    choice_correct,
+    option_overlap,
+    rouge_l,
+    token_f1,
+)
 from medrl.rewards.format import BLOCKS, well_formed
-from medrl.rewards.parse import Answer, parse_answer
-from medrl.types import Completion, Example, Mode, Reward, Score
+from medrl.rewards.kinds import is_right, read_answer
+from medrl.rewards.parse import Answer, find_tags
+from medrl.rewards.shaping import brief, names_option, no_repetition, think_agrees
+from medrl.types import LETTERS, Completion, Example, Mode, Reward, Score
 
 PartFunction = Callable[[Example, Completion], float]
 """One measure of a completion, 0 (bad) to 1 (good); a penalty is such a measure with a negative weight."""
 
-PARTS: dict[str, PartFunction] = {"choice_correct": choice_correct, "well_formed": well_formed}
-"""The parts a recipe may name."""
+PARTS: dict[str, PartFunction] = {
+    "choice_correct": choice_correct,
+    "answer_correct": answer_correct,
+    "option_overlap": option_overlap,
+    "token_f1": token_f1,
+    "rouge_l": rouge_l,
+    "bleu": bleu,
+    "box_iou": box_iou,
+    "well_formed": well_formed,
+    "brief": brief,
+    "no_repetition": no_repetition,
+    "think_agrees": think_agrees,
+    "names_option": names_option,
+}
+"""The parts a recipe may name. Docs: docs/rewards.md has a line on each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +55,15 @@ class WeightedReward:
         """What a completion earns that has 1 in every part with a positive weight and 0 in the others."""
         return math.fsum(weight for weight in self.weights.values() if weight > 0)
 
+    def highest_of(self, example: Example) -> float:
+        """The same for one example; it is the same for all."""
+        return self.highest
+
     def __call__(self, example: Example, completion: Completion) -> Score:
         parts = {name: _measure(name, part, example, completion) for name, part in self.functions.items()}
-        answer = parse_answer(completion.text, example.options, completion.mode)
+        answer = read_answer(example, completion)
         value = math.fsum(self.weights[name] * part for name, part in parts.items())
-        return Score(value=value, parts=parts, answer=answer.letter, explanation=_explain(example, answer, parts))
+        return Score(value=value, parts=parts, answer=answer.value, explanation=_explain(example, answer, parts))
 
 
 def weighted(*pairs: tuple[float, PartFunction]) -> WeightedReward:
@@ -65,21 +92,53 @@ def weighted(*pairs: tuple[float, PartFunction]) -> WeightedReward:
 
 
 def from_weights(weights: Mapping[str, float]) -> WeightedReward:
-    """The reward a recipe lists: names of `PARTS` and their weights.
+    """The reward of named parts and their weights. Raises `SettingsError` as `find_part` and `weighted` do."""
+    return weighted(*((weight, find_part(name)) for name, weight in weights.items()))
 
-    Raises `SettingsError` for a name that is not in `PARTS`, with the nearest one that is.
-    """
-    for name in weights:
-        if name not in PARTS:
-            near = difflib.get_close_matches(str(name), PARTS, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(sorted(PARTS))}"
-            raise SettingsError(f"there is no reward part '{name}'; {hint}")
-    return weighted(*((weight, PARTS[name]) for name, weight in weights.items()))
+
+def find_part(name: str) -> PartFunction:
+    """The part called ``name``. Raises `SettingsError` with the nearest name when there is none in `PARTS`."""
+    if name in PARTS:
+        return PARTS[name]
+    near = difflib.get_close_matches(str(name), PARTS, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(PARTS)}, or FILE.py:FUNCTION"
+    raise SettingsError(f"there is no reward part '{name}'; {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class BySource:
+    """A reward of its own for each source of examples."""
+
+    rewards: dict[str, Reward]
+    """By `Example.source`."""
+    default: Reward | None = None
+    """For sources that are not named."""
+
+    def of(self, example: Example) -> Reward:
+        """The reward of the example's source. Raises `RewardError` naming both when there is none."""
+        reward = self.rewards.get(example.source, self.default)
+        if reward is None:
+            raise RewardError(
+                f"example {example.id!r} is of source {example.source!r}, which has no reward; there are rewards for "
+                f"{', '.join(self.rewards)}: add one for it, or a default"
+            )
+        return reward
+
+    def highest_of(self, example: Example) -> float | None:
+        """The highest value of that reward; None where it does not state it."""
+        return _highest_of(self.of(example), example)
+
+    def __call__(self, example: Example, completion: Completion) -> Score:
+        return self.of(example)(example, completion)
 
 
 def gold_completion(example: Example, mode: Mode) -> Completion:
-    """A completion in the form of ``mode`` that answers with the example's target letter."""
-    content = {"think": "The findings were compared with each option.", "answer": example.target}
+    """A completion in the form of ``mode`` that answers rightly, with a reasoning that says as much in words."""
+    words = _in_words(example)
+    # A tag in the data's own text would end the block that it is quoted in.
+    fits = "" if find_tags(words) else f"The findings fit {words}. "
+    last = f"The answer is option {example.target}." if example.kind == "choice" else ""
+    content = {"think": f"{fits}{last}".strip() or "The findings fit.", "answer": example.target}
     text = "\n".join(f"<{block}>{content[block]}</{block}>" for block in BLOCKS[mode])
     return Completion(text=text, token_ids=(), finish_reason="stop", mode=mode)
 
@@ -87,20 +146,32 @@ def gold_completion(example: Example, mode: Mode) -> Completion:
 def check_gold(reward: Reward, examples: Iterable[Example], mode: Mode) -> list[tuple[Example, Score]]:
     """The examples whose own right answer does not earn the highest value of ``reward``, with what it earned.
 
-    Run before training: a grader that rejects the truth cannot teach it. The highest value is ``reward.highest`` where
-    the reward states it, else the best that any of these right answers earned. A right answer that earns no more than
-    an empty completion is reported in any case.
+    Run before training: a grader that rejects the truth cannot teach it. The highest value is ``highest_of(example)``
+    where the reward states it, else the best that any of these right answers earned. A right answer that earns no more
+    than an empty completion is reported in any case.
     """
     scored = [(example, reward(example, gold_completion(example, mode))) for example in examples]
-    stated = getattr(reward, "highest", None)
-    highest = stated if stated is not None else max((score.value for _, score in scored), default=0.0)
+    best = max((score.value for _, score in scored), default=0.0)
     silent = Completion(text="", token_ids=(), finish_reason="stop", mode=mode)
 
     def earns_too_little(example: Example, score: Score) -> bool:
+        stated = _highest_of(reward, example)
+        highest = best if stated is None else stated
         short = score.value < highest and not math.isclose(score.value, highest, rel_tol=1e-9, abs_tol=1e-12)
         return short or score.value <= reward(example, silent).value
 
     return [(example, score) for example, score in scored if earns_too_little(example, score)]
+
+
+def _highest_of(reward: Reward, example: Example) -> float | None:
+    stated = getattr(reward, "highest_of", None)
+    return None if stated is None else stated(example)
+
+
+def _in_words(example: Example) -> str:
+    letters = example.target.split(", ") if example.kind in ("choice", "multi_select") else []
+    known = [letter for letter in letters if letter and letter in LETTERS[: len(example.options)]]
+    return " and ".join(example.options[LETTERS.index(letter)] for letter in known) if known else example.target
 
 
 def _measure(name: str, part: PartFunction, example: Example, completion: Completion) -> float:
@@ -113,10 +184,10 @@ def _measure(name: str, part: PartFunction, example: Example, completion: Comple
 
 
 def _explain(example: Example, answer: Answer, parts: Mapping[str, float]) -> str:
-    if answer.letter is None:
+    if answer.value is None:
         verdict = f"No answer could be read ({answer.problem})"
-    elif answer.letter == example.target:
-        verdict = f"Answered {answer.letter}, which is right"
+    elif is_right(example, answer):
+        verdict = f"Answered {answer.value}, which is right"
     else:
-        verdict = f"Answered {answer.letter}, but {example.target} is right"
+        verdict = f"Answered {answer.value}, but {example.target} is right"
     return f"{verdict}: {', '.join(f'{name} {value:g}' for name, value in parts.items())}."

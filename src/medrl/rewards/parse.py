@@ -2,6 +2,9 @@
 
     completion -> tags -> the region its mode allows -> one answer block -> readings -> a letter, or why not
 
+A completion without any answer tag may still be nothing but an answer, as untrained models write it ("C"): it is read,
+and `well_formed` says that it lacks the form. Where there is an answer tag, only the text inside it is read.
+
 The reading is closed-world. A letter comes out only when the block as a whole is a letter, an option's text, or both in
 agreement. Nothing is searched for inside words or sentences, so "none" holds no E and "normal" no "no"; two readings
 that differ are no reading. The time it takes is linear in the length of the text.
@@ -30,12 +33,17 @@ from medrl.types import LETTERS, MODES, Mode
 class Answer:
     """What was read out of a completion."""
 
-    letter: str | None
-    """Letter of the option that was chosen; None: unreadable, which counts as wrong."""
+    value: str | None
+    """What was answered, in the form of ``Example.target``; None: unreadable, which counts as wrong."""
     raw: str = ""
     """Text inside the answer block, as written."""
     problem: str = ""
-    """Why there is no letter, in a few words; empty when there is one."""
+    """Why there is no value, in a few words; empty when there is one."""
+
+    @property
+    def letter(self) -> str | None:
+        """The value of a choice."""
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +69,66 @@ def parse_answer(text: str, options: Sequence[str], mode: Mode) -> Answer:
     """The option a completion chose.
 
     In ``think`` and ``no_think`` the answer stands after the last ``</think>``, in ``think_after`` before the first
-    think tag; exactly one ``<answer>...</answer>`` must stand there. A bare letter that is offered always means that
+    think tag; at most one ``<answer>...</answer>`` may stand there. A bare letter that is offered always means that
     option, even where another option's text is that letter. Never raises on any ``text``; raises `RewardError` for more
     than ten options and `SettingsError` for an unknown mode.
     """
-    if mode not in MODES:
-        raise SettingsError(f"there is no mode {mode!r}; the modes are {', '.join(MODES)}")
     if len(options) > len(LETTERS):
         raise RewardError(
             f"{len(options)} options were given, but letters reach only {len(LETTERS)} (A to {LETTERS[-1]})"
         )
-    raw, problem = _find_block(text, mode)
-    if problem:
-        return Answer(letter=None, problem=problem)
-    index, problem = _read_block(raw, options)
-    return Answer(letter=None if index is None else LETTERS[index], raw=raw, problem=problem)
+    block = find_block(text, mode)
+    if block.problem:
+        return Answer(value=None, problem=block.problem)
+    index, problem = read_choice(block.text, options)
+    if index is None:
+        return Answer(value=None, raw=block.text, problem=problem if block.tagged else NO_BLOCK)
+    return Answer(value=LETTERS[index], raw=block.text)
 
 
 # ---- where the answer stands ---------------------------------------------------------------------------------------
 
+NO_BLOCK = "no answer block"
 
-def _find_block(text: str, mode: Mode) -> tuple[str, str]:
-    """The text of the one answer block, or ``""`` and the problem."""
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Where an answer may be read."""
+
+    text: str
+    problem: str = ""
+    """Why there is no such place; ``text`` is then empty."""
+    tagged: bool = True
+    """Whether answer tags stand around it. Text without them is an answer only if it is nothing else."""
+
+
+def find_block(text: str, mode: Mode) -> Block:
+    """The text that holds the answer: between the answer tags, or all that is not reasoning where there are none.
+
+    Raises `SettingsError` for an unknown mode.
+    """
+    if mode not in MODES:
+        raise SettingsError(f"there is no mode {mode!r}; the modes are {', '.join(MODES)}")
     tags = find_tags(text)
+    if not any(tag.name in ("answer", "/answer") for tag in tags):
+        return _text_without_reasoning(text, tags, mode)
+    inside, problem = _between_answer_tags(text, tags, mode)
+    return Block(inside, problem)
+
+
+def _text_without_reasoning(text: str, tags: list[Tag], mode: Mode) -> Block:
+    reasoning = [tag for tag in tags if tag.name in ("think", "/think")]
+    if not reasoning:
+        rest = text
+    elif mode == "think_after":
+        rest = text[: reasoning[0].start]
+    else:
+        rest = text[reasoning[-1].end :] if reasoning[-1].name == "/think" else ""
+    return Block(rest, tagged=False) if rest.strip() else Block("", NO_BLOCK)
+
+
+def _between_answer_tags(text: str, tags: list[Tag], mode: Mode) -> tuple[str, str]:
+    """The text of the one answer block, or ``""`` and the problem."""
     region = _tags_before_reasoning(tags) if mode == "think_after" else _tags_after_reasoning(tags)
     blocks = [tag for tag in region if tag.name in ("answer", "/answer")]
     names = [tag.name for tag in blocks]
@@ -97,12 +142,8 @@ def _find_block(text: str, mode: Mode) -> tuple[str, str]:
         return "", "answer block is not closed"
     if "/answer" in names:
         return "", "answer block is not opened"
-    if any(tag.name == "answer" for tag in tags):
-        return (
-            "",
-            "answer is not before the reasoning" if mode == "think_after" else "answer is not after the reasoning",
-        )
-    return "", "no answer block"
+    where = "before" if mode == "think_after" else "after"
+    return "", f"answer is not {where} the reasoning"
 
 
 def _tags_after_reasoning(tags: list[Tag]) -> list[Tag]:
@@ -118,13 +159,13 @@ def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
 # ---- what the block says -------------------------------------------------------------------------------------------
 
 _LEAD_IN = re.compile(
-    r"""[\s*_#"'`(\[]*(?:
+    r"""[\s*_#"'`(\[{]*(?:
         (?:(?:so|thus|therefore|hence),?\s)? (?:(?:the|my)\s)? (?:(?:final|correct|right|best)\s)?
-            (?:answer|ans|option|choice|letter)(?![^\W_]) (?:\s(?:is|would\sbe|should\sbe)(?![^\W_]))?
+            (?:answer|ans|option|choice|letter)s?(?![^\W_]) (?:\s(?:is|are|would\sbe|should\sbe)(?![^\W_]))?
       | (?:it|this|that)\sis(?![^\W_]) | i\s(?:choose|pick|select)(?![^\W_])
       | (?:正确|正確)?的?(?:答案|选项|選項|选择|選擇|选|選|答え|正解)(?:是|为|為|は)?
       | \$*\\(?:boxed|text|textbf|mathrm|mathbf)\{
-    )[\s:=*]*(?:-\s)?""",
+    )[\s:=*"']*(?:-\s)?""",
     re.VERBOSE,
 )
 _LAST_LETTER = re.compile(
@@ -137,8 +178,8 @@ _SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
 
 
-def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
-    """Index of the option the block names, or None and the problem.
+def read_choice(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
+    """Index of the option that the text ``raw`` is, or None and the problem.
 
     All readings are collected: the block as an option's text, as ``letter text`` and as ``text (letter)``. An option is
     chosen when the readings that make sense all name the same one.
@@ -153,7 +194,7 @@ def _read_block(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     letter = _bare_letter(text)
     if letter is not None and letter < len(options):
         return letter, ""
-    body = _strip_lead_in(text)
+    body = strip_lead_in(text)
     # As written beats any lead-in: "It is normal" may be one option and "Normal" another.
     readings = set(options_as_written(raw, options) or options_named(text, options) + _options_said(body, options))
     readings.update(_letter_then_text(body, options), _text_then_letter(body, options))
@@ -176,8 +217,12 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    bare = rest.lstrip(")].:, \n")
-    return [letter] if any(_agrees(letter, body, options) for body in {rest, bare, _strip_lead_in(bare)}) else []
+    bare = rest.lstrip(")].:,= \n")
+    bodies = {rest, bare, strip_lead_in(bare)}
+    again = _split_last_letter(bare)
+    if again is not None and again[0] == letter:
+        bodies.add(again[1])  # "C) CT (C)" only says its letter twice
+    return [letter] if any(_agrees(letter, body, options) for body in bodies) else []
 
 
 def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
@@ -219,7 +264,7 @@ def _split_last_letter(text: str) -> tuple[int, str] | None:
     return ord(match[1] or match[2]) - ord("a"), text[: match.start()]
 
 
-def _strip_lead_in(text: str) -> str:
+def strip_lead_in(text: str) -> str:
     """``text`` without up to three openings such as ``The answer is`` or ``Option``."""
     for _ in range(3):
         match = _LEAD_IN.match(text)
@@ -252,7 +297,7 @@ def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
     texts = [
         option for option in options if (inside := " ".join(words_of(clean(option)))) and f" {inside} " in f" {plain} "
     ]
-    if len(letters - {"a"}) > 1 or ("a" in letters and len(letters) > 1) or len(texts) > 1:
+    if len(letters) > 1 or len(texts) > 1:
         return "names several options"
     letter = _bare_letter(body)
     split = _split_first_letter(body) if LABEL.match(body) else None

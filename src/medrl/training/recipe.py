@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,8 @@ from medrl.errors import DataError
 from medrl.grpo import GRPO
 from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import load_policy
-from medrl.rewards import from_weights
+from medrl.rewards import make_reward
+from medrl.rewards.choose import describe_files
 from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
 from medrl.sft import SFT
@@ -40,8 +41,8 @@ class Recipe(Settings):
     method: Literal["grpo", "sft"] = "grpo"
     policy: PolicySettings
     data: Data
-    reward: dict[str, float] = Field(default={"choice_correct": 1.0, "well_formed": 1.0})
-    """Parts of the reward and their weights."""
+    reward: str | dict[str, Any] = Field(default={"choice_correct": 1.0, "well_formed": 1.0})
+    """Parts of the reward and their weights, ``FILE.py:FUNCTION``, or rewards ``by_source``: docs/rewards.md."""
     grpo: GRPO = GRPO()
     sft: SFT = SFT()
     training: Training = Training()
@@ -56,14 +57,22 @@ def run_recipe(
 ) -> Run:
     """Train what ``recipe`` says into the run folder ``out``; ``overrides`` are ``key=value`` with dotted keys."""
     settings = load_settings(Recipe, recipe, overrides)
-    return run_settings(settings, out=out, resume=resume, quiet=quiet)
+    return run_settings(settings, out=out, resume=resume, quiet=quiet, folders=(Path(), recipe.parent))
 
 
-def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet: bool = False) -> Run:
-    """The same for settings that are already loaded."""
+def run_settings(
+    settings: Recipe,
+    *,
+    out: Path,
+    resume: Resume = "never",
+    quiet: bool = False,
+    folders: Sequence[Path] = (Path(),),
+) -> Run:
+    """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
     if resume == "never":
         check_vacant(out)  # before a model of gigabytes is loaded
-    reward = from_weights(settings.reward)
+    reward = make_reward(settings.reward, folders)
+    reward_files = describe_files(settings.reward, folders)
     find_template(settings.training.mode, settings.training.template)
     info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
     train_set = select(store.load(settings.data.train), settings.data)
@@ -75,7 +84,8 @@ def run_settings(settings: Recipe, *, out: Path, resume: Resume = "never", quiet
         out=out,
         settings=settings.training,
         recipe=dump_settings(settings),
-        provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)},
+        provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)}
+        | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
         quiet=quiet,

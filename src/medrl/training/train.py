@@ -18,7 +18,7 @@ from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
-from medrl.rewards import check_gold
+from medrl.rewards import check_gold, guarded
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
@@ -31,6 +31,8 @@ from medrl.training.update import update_policy
 from medrl.types import Example, Groups, Mode, Reward
 
 Resume = Literal["auto", "never", "must"]
+GOLD_SHOWN = 20
+"""Examples listed when the reward rejects right answers."""
 
 
 class Training(Settings):
@@ -90,11 +92,12 @@ def train(
     settings = choose_settings(Training, settings, options)
     if policy.trained:
         policy.freeze_reference()  # a second training starts where the first one ended
+    weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
+    reward = guarded(reward)
     check_inputs(train_set, reward, settings)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
-    weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
     described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
     provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
@@ -156,10 +159,12 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
     find_template(settings.mode, settings.template)
     rejected = check_gold(reward, train_set, settings.mode)
     if rejected:
-        shown = "; ".join(f"{example.id}: {score.explanation}" for example, score in rejected[:5])
+        lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]
+        more = [f"  and {len(rejected) - GOLD_SHOWN} more"] if len(rejected) > GOLD_SHOWN else []
         raise RewardError(
             f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
-            f"so it cannot teach them ({shown}): correct those rows or the reward"
+            "so it cannot teach them; correct those rows, leave them out, or correct the reward:\n"
+            + "\n".join(lines + more)
         )
 
 

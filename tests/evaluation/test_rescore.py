@@ -1,0 +1,213 @@
+"""Grading saved completions again, from the function and from the command line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from medrl.cli import app
+from medrl.errors import DataError
+from medrl.evaluation.rescore import rescore, rescore_lines
+from medrl.rewards import SCORERS
+from medrl.runs import append_records, write_json_atomically
+from medrl.types import EvalRecord
+
+TEXTS = (
+    "<think>x</think><answer>C</answer>",
+    "<think>say <answer>C</answer></think><answer>B</answer>",
+    "<think>x</think><answer>C.</answer>",
+    "<think>x</think><answer>none</answer>",
+    "<think>so the answer is C</think> I would say C",
+)
+
+
+def record(number: int, text: str, **changes) -> EvalRecord:
+    base = EvalRecord(
+        id=f"q{number}",
+        source="s",
+        modality="CT" if number % 2 else "MRI",
+        question_type="t",
+        patient=None,
+        images=("images/a.png",),
+        question="Which?",
+        options=("MRI", "X-ray", "CT", "Ultrasound"),
+        mode="think",
+        prompt_hash="0" * 16,
+        completion=text,
+        finish_reason="stop",
+        answer=None,
+        target="C",
+        correct=False,
+        parts={},
+        tokens=5,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+RECORDS = [record(number, text) for number, text in enumerate(TEXTS)]
+
+
+def run(*words: object, input: str | None = None):
+    return CliRunner().invoke(app, ["rescore", *map(str, words)], input=input)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    append_records(tmp_path / "after", RECORDS)
+    write_json_atomically(tmp_path / "after" / "summary.json", {"name": "after"})
+    return tmp_path / "after"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "right", "unreadable", "mean"),
+    [
+        ("strict", 2, 2, 0.4),  # the letter, and the letter with a stop; "none" and a sentence are unreadable
+        ("lenient", 3, 1, 0.6),
+        ("med-r1", 2, 3, 0.4),  # the letter, and the one that stands only in the reasoning
+        ("med-r1-eval", 2, 3, 0.4),
+        ("medvlm-r1", 2, 2, 0.5),  # the same two, and half for the stop
+        ("raw", 0, 5, 0.0),
+    ],
+)
+def test_each_scorer_s_figures_by_hand(folder, scorer, right, unreadable, mean):
+    found = json.loads(run(folder, "--scorer", scorer, "--json").stdout)
+    assert found["accuracy"]["value"] == right / 5 and found["accuracy"]["n"] == 5
+    assert found["accuracy"]["low"] <= right / 5 <= found["accuracy"]["high"]
+    assert found["parse_fail_rate"] == unreadable / 5
+    assert found["mean_score"] == pytest.approx(mean)
+    assert found["recorded_accuracy"]["value"] == 0.0 and found["changed"] == right
+    assert found["scorer"] == scorer
+
+
+def test_strict_repeats_what_an_evaluation_recorded():
+    pytest.importorskip("torch")
+    from pathlib import Path
+
+    from medrl.data.prompts import make_prompt
+    from medrl.evaluation.evaluate import make_record
+    from medrl.types import KINDS, Completion, Example
+
+    targets = {
+        "choice": "B",
+        "multi_select": "A, B",
+        "yes_no": "yes",
+        "numeric": "3 cm",
+        "short": "lung",
+        "box": "1,2,3,4",
+    }
+    said = {
+        "choice": "b",
+        "multi_select": "B, A",
+        "yes_no": "Yes.",
+        "numeric": "29 mm",
+        "short": "Lung",
+        "box": "1 2 3 4",
+    }
+    for kind in KINDS:
+        example = Example(
+            id=kind, source="s", images=(Path("a.png"),), question="?", target=targets[kind], kind=kind,
+            options=("CT", "MRI") if kind in ("choice", "multi_select") else (),
+            tolerance="2 mm" if kind == "numeric" else "",
+        )  # fmt: skip
+        completion = Completion(
+            text=f"<think>x</think><answer>{said[kind]}</answer>", token_ids=(), finish_reason="stop"
+        )
+        written = make_record(example, make_prompt(example), completion)
+        (again,) = rescore([written], SCORERS["strict"])
+        assert (written.correct, written.answer) == (again.correct, again.answer) and written.correct
+        assert again.kind == kind
+
+
+def test_a_table_is_printed_for_people(folder):
+    text = run(folder, "--scorer", "medvlm-r1").stdout
+    assert "medvlm-r1" in text and "40.0 %" in text and "mean score 50.0 %" in text and "changed on 2 of 5" in text
+
+
+ROWS = [
+    {"completion": "<think>x</think><answer>C</answer>", "options": ["a", "b", "c"], "target": "C", "kind": "choice",
+     "mode": "think"},
+    {"completion": "<answer>B</answer>", "options": ["a", "b"], "target": "A", "kind": "choice", "mode": "no_think"},
+    {"completion": "C", "options": ["a", "b", "c"], "target": "C", "kind": "choice", "mode": "no_think"},
+    {"id": "m", "completion": "<answer>A, C</answer>", "options": ["x", "y", "z"], "target": ["C", "A"],
+     "kind": "multi-select", "mode": "no_think"},
+    {"completion": "<answer>yes</answer><think>x</think>", "target": "Yes", "kind": "yes/no", "mode": "think_after"},
+    {"completion": "<answer>35 mm</answer>", "target": "3.6 cm", "kind": "numeric", "tolerance": "5%",
+     "mode": "no_think"},
+    {"completion": "<answer>4</answer>", "target": 3, "kind": "numeric", "mode": "no_think"},
+    {"completion": "<answer>Left lung.</answer>", "target": "lung", "references": ["left lung"], "kind": "open"},
+    {"completion": "<answer>[0,0,9,9]</answer>", "target": [0, 0, 10, 10], "kind": "box"},
+    {"completion": "<answer>none</answer>", "options": ["a", "b", "c", "d", "e"], "target": "e"},
+    {"completion": "<answer>ct</answer>", "options": ["CT", "MRI"], "target": "CT"},
+    {"completion": "<answer>AC</answer>", "options": ["x", "y", "z"], "target": "AC", "kind": "multi_select"},
+    {"completion": "<answer>No</answer>", "options": ["Yes", "No"], "target": "B", "kind": "yes_no"},
+    {"completion": "<answer>yes</answer>", "target": True, "kind": "yes_no"},
+]  # fmt: skip
+VERDICTS = [
+    ("C", True, True), ("B", False, True), ("C", True, False), ("A, C", True, True), ("yes", True, True),
+    ("35 mm", True, True), ("4", False, True), ("Left lung", True, False), ("0, 0, 9, 9", True, False),
+    (None, False, False), ("A", True, False), ("A, C", True, False), ("no", True, False), ("yes", True, False),
+]  # fmt: skip
+
+
+def test_completions_in_a_file_give_one_json_row_each(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "\n", encoding="utf-8")
+    result = run("--completions", file)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["answer"], row["correct"], row["well_formed"]) for row in rows] == VERDICTS
+    assert rows[0]["explanation"] == "Answered C, which is right." and rows[3]["id"] == "m"
+    assert rows[9]["explanation"] == "No answer could be read (abstained); not well formed."
+
+
+def test_completions_come_from_standard_input_too_and_another_scorer_may_grade_them():
+    line = json.dumps(ROWS[0] | {"completion": "<answer>C.</answer>"})
+    result = run("--completions", "-", "--scorer", "medvlm-r1", input=line + "\n")
+    (row,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (row["answer"], row["score"], row["correct"]) == ("C", 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is no object"),
+        ('{"completion": "x"}', "has no target"),
+        ('{"completion": "x", "target": "A", "mode": "loud"}', "mode 'loud'; the modes are think"),
+        ('{"completion": "x", "target": "A", "kind": "essay"}', "kind 'essay'; the kinds are choice"),
+        ('{"completion": 3, "target": "A"}', "completion that is no text"),
+        ('{"completion": "x", "target": "A", "options": "AB"}', "options that are no list"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_named_with_its_line(line, words):
+    good = json.dumps(ROWS[0])
+    with pytest.raises(DataError, match=f"answers line 2 .*{words}|answers line 2 {words}"):
+        list(rescore_lines([good, line], SCORERS["strict"], "answers"))
+
+
+def test_wrong_words_end_with_2_and_wrong_folders_with_1(folder, tmp_path):
+    for words in ((), (folder, "--completions", folder), (folder, "--scorer", "medr1"), (folder, "--scorer", "judge")):
+        result = run(*words)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("error: ")
+    assert run(tmp_path / "nowhere").exit_code == 1
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("method: grpo\n")
+    append_records(tmp_path / "run" / "eval" / "after", RECORDS)
+    result = run(tmp_path / "run")
+    assert result.exit_code == 1 and str(tmp_path / "run" / "eval" / "after") in result.stderr
+
+
+def test_rescore_has_help_with_an_example_and_imports_nothing_heavy(folder):
+    assert "medrl rescore runs/ct/eval/after --scorer med-r1" in run("--help").stdout
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom medrl.cli import app\n"
+        f"assert CliRunner().invoke(app, ['rescore', {str(folder)!r}, '--scorer', 'med-r1', '--json']).exit_code == 0\n"
+        "heavy = ('torch', 'transformers', 'scipy', 'datasets', 'pandas', 'sympy', 'sacrebleu')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

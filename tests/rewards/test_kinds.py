@@ -1,0 +1,168 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from labeled_answers import KINDS_OF_ANSWERS
+
+from medrl.errors import RewardError
+from medrl.rewards import (
+    answer_correct,
+    bleu,
+    box_iou,
+    check_gold,
+    choice_correct,
+    embedding_similarity,
+    from_weights,
+    option_overlap,
+    read_answer,
+    rouge_l,
+    token_f1,
+)
+from medrl.types import KINDS, MODES, Completion, Example, Kind
+
+FORMS = {
+    "think": "<think>reasons</think><answer>{}</answer>",
+    "no_think": "<answer>{}</answer>",
+    "think_after": "<answer>{}</answer><think>reasons</think>",
+}
+TARGETS: dict[Kind, str] = {
+    "choice": "B",
+    "multi_select": "A, C",
+    "yes_no": "no",
+    "numeric": "3.5 cm",
+    "short": "left lung",
+    "box": "10, 20, 30, 40",
+}
+
+
+def example(kind: Kind, **changes) -> Example:
+    options = ("mass", "effusion", "edema") if kind in ("choice", "multi_select") else ()
+    given = {"id": "ct-1", "source": "s", "images": (), "question": "?", "options": options, "target": TARGETS[kind]}
+    return Example(**(given | {"kind": kind} | changes))
+
+
+def completion(text: str, mode="think") -> Completion:
+    return Completion(text=text, token_ids=(), finish_reason="stop", mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("why", "row", "block", "answer", "right"), KINDS_OF_ANSWERS, ids=[row[0] for row in KINDS_OF_ANSWERS]
+)
+def test_an_answer_of_another_kind_is_read_and_graded_as_labeled_by_hand(why, row, block, answer, right):
+    for mode in MODES:
+        said = completion(FORMS[mode].format(block), mode)
+        read = read_answer(row, said)
+        assert read.value == answer
+        assert bool(read.problem) == (answer is None)
+        assert answer_correct(row, said) == float(right)
+
+
+@given(st.sampled_from(KINDS), st.text(max_size=60), st.sampled_from(MODES))
+def test_any_string_is_read_or_has_a_problem_whatever_the_kind(kind, text, mode):
+    for said in (text, FORMS[mode].format(text)):
+        read = read_answer(example(kind), completion(said, mode))
+        assert (read.value is None) == bool(read.problem)
+        assert answer_correct(example(kind), completion(said, mode)) in (0.0, 1.0)
+
+
+@given(st.text("0123456789.,eE^/\\{}x× +-%$cm", max_size=30))
+def test_any_string_of_numbers_and_signs_is_read_or_has_a_problem(text):
+    read = read_answer(example("numeric"), completion(FORMS["no_think"].format(text), "no_think"))
+    assert (read.value is None) == bool(read.problem)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_target_is_a_right_answer_and_earns_full_marks(kind, mode):
+    parts = {"answer_correct": 1.0, "well_formed": 1.0, "think_agrees": 0.1, "names_option": 0.1, "brief": 0.1}
+    assert check_gold(from_weights(parts | {"no_repetition": 0.1}), [example(kind)], mode) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_outside_its_tags_counts_when_it_is_all_there_is(kind):
+    assert answer_correct(example(kind), completion(TARGETS[kind])) == 1.0
+    assert answer_correct(example(kind), completion(f"<think>x</think>{TARGETS[kind]}")) == 1.0
+    assert answer_correct(example(kind), completion(f"<think>{TARGETS[kind]}")) == 0.0
+
+
+def test_reasoning_without_tags_is_no_short_answer():
+    text = "The image shows a dense consolidation and I believe that it is in the left lung"
+    assert read_answer(example("short"), completion(text)).problem == "no answer block"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "words"),
+    [
+        ("multi_select", "A, D", "letters of its options are A, B, C"),
+        ("multi_select", "", "letters of its options"),
+        ("yes_no", "Yes", "yes or no"),
+        ("numeric", "large", "cannot be read"),
+        ("numeric", "3-4 cm", "cannot be read"),
+        ("short", "...", "no words"),
+        ("box", "1, 2, 3", "x1, y1, x2, y2"),
+        ("box", "3, 3, 1, 1", "box without an area"),
+    ],
+)
+def test_a_target_that_its_kind_cannot_have_is_an_error_that_names_the_example(kind, target, words):
+    with pytest.raises(RewardError, match=f"(?s)ct-1.*{words}"):
+        answer_correct(example(kind, target=target), completion("<answer>none</answer>"))
+
+
+def test_a_tolerance_that_cannot_be_meant_is_an_error():
+    said = completion("<answer>3.5 cm</answer>")
+    for tolerance in ("a bit", "-1 mm", "2 kg"):
+        with pytest.raises(RewardError, match="tolerance"):
+            answer_correct(example("numeric", tolerance=tolerance), said)
+
+
+def test_an_unknown_kind_is_an_error_that_lists_the_kinds():
+    with pytest.raises(RewardError, match="choice, multi_select, yes_no"):
+        answer_correct(dataclasses.replace(example("short"), kind="essay"), completion("<answer>x</answer>"))
+
+
+def test_more_options_than_letters_are_an_error_for_every_kind():
+    with pytest.raises(RewardError, match="11 options"):
+        answer_correct(example("yes_no", options=tuple("abcdefghijk")), completion("<answer>yes</answer>"))
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "its_kind"),
+    [
+        (choice_correct, "yes_no", "choice"),
+        (option_overlap, "choice", "multi_select"),
+        (token_f1, "choice", "short"),
+        (rouge_l, "numeric", "short"),
+        (bleu, "box", "short"),
+        (embedding_similarity(lambda texts: [(1.0,)] * len(texts)), "yes_no", "short"),
+        (box_iou, "numeric", "box"),
+    ],
+)
+def test_a_part_for_one_kind_names_itself_and_the_one_for_all(part, kind, its_kind):
+    words = rf"^{part.__name__} grades questions of kind {its_kind}, .*ct-1.* kind {kind}.*answer_correct"
+    with pytest.raises(RewardError, match=words):
+        part(example(kind), completion("<answer>A</answer>"))
+
+
+@pytest.mark.parametrize("part", [token_f1, rouge_l, bleu])
+def test_a_graded_part_refuses_a_target_without_words(part):
+    with pytest.raises(RewardError, match=r"ct-1.*no words"):
+        part(example("short", target="..."), completion("<answer>none</answer>"))
+
+
+def test_option_overlap_counts_what_was_chosen_rightly():
+    chosen = {"A, C": 1.0, "A": 1 / 2, "A, B, C": 2 / 3, "B": 0.0, "none": 0.0}
+    for block, share in chosen.items():
+        assert option_overlap(example("multi_select"), completion(f"<answer>{block}</answer>")) == share
+
+
+def test_box_iou_is_the_overlap_by_area():
+    target = example("box", target="0, 0, 10, 10")
+    shares = {"0,0,10,10": 1.0, "0,0,10,5": 0.5, "5,5,15,15": 25 / 175, "10,0,20,10": 0.0, "50,50,60,60": 0.0, "x": 0.0}
+    for block, share in shares.items():
+        assert box_iou(target, completion(f"<answer>{block}</answer>")) == pytest.approx(share)
+
+
+def test_the_target_text_of_a_choice_is_its_option_and_of_others_the_target():
+    assert example("choice").target_text == "effusion"
+    assert example("short").target_text == "left lung"

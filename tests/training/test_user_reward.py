@@ -1,0 +1,91 @@
+"""A reward of the user's own, named in a recipe: it trains, and what it does wrong stops the run with the sample."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medrl.data.store import write_store
+from medrl.errors import NonFiniteError, RewardError, SettingsError
+from medrl.training.recipe import run_recipe
+
+REWARDS = """
+from medrl.types import Score
+
+def lesion_size(example, completion):
+    right = f"<answer>{example.target}</answer>" in completion.text
+    return Score(value=right + sum(completion.token_ids) % 7 / 7 * 0.5 * (not right), parts={"right": float(right)})
+
+def batched(example, completion):
+    return [1.0, 0.0]
+
+def nan_on_real_completions(example, completion):
+    return float("nan") if completion.token_ids else 1.0 * ("<answer>" in completion.text)
+
+def raises_on_real_completions(example, completion):
+    return 1.0 * ("<answer>" in completion.text) if not completion.token_ids else example.masks[0]
+
+def only_a(example, completion):
+    return 1.0 * ("<answer>A</answer>" in completion.text)
+"""
+
+
+@pytest.fixture
+def recipe(examples, model_folder, small, tmp_path) -> Path:
+    write_store(tmp_path / "store", examples, source="noise", license="none")
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    content = {
+        "policy": {"model": str(model_folder), "dtype": "float32"},
+        "data": {"train": str(tmp_path / "store")},
+        "grpo": {"group_size": 2, "kl_coef": 0.0},
+        "reward": "my_rewards.py:lesion_size",
+        "training": {**small.model_dump(), "steps": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_function_beside_the_recipe_trains_and_is_recorded(recipe, tmp_path):
+    run = run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    assert run.recipe["reward"] == "my_rewards.py:lesion_size"
+    digest = hashlib.sha256((tmp_path / "my_rewards.py").read_bytes()).hexdigest()
+    assert run.provenance["reward_files"] == {"my_rewards.py": digest}
+    assert {frozenset(row["parts"]) for row in run.rollouts()} == {frozenset({"right"})}
+
+
+def test_rewards_by_source_are_read_from_a_recipe(recipe, tmp_path):
+    override = "reward={by_source: {noise: {answer_correct: 1.0, my_rewards.py:only_a: 0.0}}}"
+    run = run_recipe(recipe, [override], out=tmp_path / "run", quiet=True)
+    assert {frozenset(row["parts"]) for row in run.rollouts()} == {frozenset({"answer_correct", "only_a"})}
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "words"),
+    [
+        ("my_rewards.py:batched", RewardError, r"batched on example 'example-0' .*a list, 2 values"),
+        ("my_rewards.py:only_a", RewardError, r"right answer of 5 of 7 examples(?s:.*)\n  example-1: 0"),
+        ("my_rewards.py:lesion_volume", SettingsError, "has no lesion_volume; did you mean lesion_size"),
+        ("rewards_of_mine.py:f", SettingsError, "there is no file rewards_of_mine.py"),
+        ("{choice_corect: 1.0}", SettingsError, "did you mean 'choice_correct'"),
+    ],
+)
+def test_what_is_wrong_with_it_shows_before_a_run_is_made(recipe, tmp_path, reward, error, words):
+    with pytest.raises(error, match=words):
+        run_recipe(recipe, [f"reward={reward}"], out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "words"),
+    [
+        ("nan_on_real_completions", NonFiniteError, r"on example 'example-\d' \(completion .*returned nan"),
+        ("raises_on_real_completions", RewardError, r"on example 'example-\d' \(completion .*raised AttributeError"),
+    ],
+)
+def test_what_goes_wrong_in_a_step_stops_it_with_the_sample_named_and_writes_no_step(
+    recipe, tmp_path, reward, error, words
+):
+    with pytest.raises(error, match=words):
+        run_recipe(recipe, [f"reward=my_rewards.py:{reward}"], out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "checkpoints").exists()
