@@ -16,9 +16,10 @@ import numpy as np
 from medrl.data.fingerprints import SIDE_PX, TURNS, equalize, local_detail, shrink
 from medrl.progress import Progress
 
-MAX_BITS = 12
+MAX_BITS = 14
 """Of 64: hashes that differ in more are no candidates."""
 QUICK_AGREEMENT = 0.68
+COARSE_AGREEMENT = 0.78
 AGREEMENT = 0.78
 """Correlation of fine structure from which two pictures are one; see LOG.md for how it was chosen."""
 
@@ -110,29 +111,48 @@ def _candidates(
     return i[kept], j[kept]
 
 
-def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> Iterator[NearPair]:
+def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
     moving = np.stack([equalize(thumb) for thumb in _TURN[turn](a["thumb"][i])])
     fixed = np.stack([equalize(thumb) for thumb in b["thumb"][j]])
-    for place, agreement in enumerate(agreements(moving, fixed)):
-        if agreement >= AGREEMENT:
-            yield NearPair(int(i[place]), int(j[place]), float(agreement), turn)
+    return [
+        NearPair(int(i[place]), int(j[place]), float(agreement), turn)
+        for place, agreement in enumerate(agreements(moving, fixed))
+        if agreement >= AGREEMENT
+    ]
 
 
-def agreements(moving: np.ndarray, fixed: np.ndarray) -> list[float]:
-    """How well the fine structure of pictures agrees once they are laid over each other, at most 1.
+def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """(N,) how well the fine structure of pictures agrees once they are laid over each other, at most 1.
 
-    Args:
-        moving, fixed: (N, SIDE_PX, SIDE_PX) equalized pictures, pair by pair.
+    ``moving`` and ``fixed`` (N, SIDE_PX, SIDE_PX) are equalized, pair by pair. Pairs that disagree at half resolution
+    have that disagreement for an answer: most candidates are strangers, and this is a quarter of the work.
     """
-    shift, zoom = _register(moving, fixed)
-    over_x, _, inside_x = _sampling(shift[:, 0], zoom[:, 0], SIDE_PX)
-    over_y, _, inside_y = _sampling(shift[:, 1], zoom[:, 1], SIDE_PX)
-    laid = over_y @ moving @ over_x.transpose(0, 2, 1)
-    found = []
-    for one, other, x, y in zip(laid, fixed, inside_x, inside_y, strict=True):
-        one, other = one[y][:, x], other[y][:, x]  # only where both are known
-        found.append(max(_detail_correlation(one, other), _detail_correlation(other, one)))
+    shift, zoom = np.zeros((len(moving), 2)), np.ones((len(moving), 2))
+    shift, zoom = _register(moving, fixed, shift, zoom, side=SIDE_PX // 2, steps=6)
+    found = np.array(
+        [_correlation(local_detail(one, 1.5), local_detail(other, 1.5))
+         for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX // 2)]
+    )  # fmt: skip
+    kept = np.flatnonzero(found >= COARSE_AGREEMENT)
+    if len(kept):
+        moving, fixed = moving[kept], fixed[kept]
+        shift, zoom = _register(moving, fixed, shift[kept], zoom[kept], side=SIDE_PX, steps=5)
+        found[kept] = [
+            max(_detail_correlation(one, other), _detail_correlation(other, one))
+            for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX)
+        ]
     return found
+
+
+def _overlaps(
+    moving: np.ndarray, fixed: np.ndarray, shift: np.ndarray, zoom: np.ndarray, side: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pair by pair the part that both show, laid over each other."""
+    over_x, _, inside_x = _sampling(shift[:, 0] * side / SIDE_PX, zoom[:, 0], side)
+    over_y, _, inside_y = _sampling(shift[:, 1] * side / SIDE_PX, zoom[:, 1], side)
+    laid = over_y @ shrink(moving, side) @ over_x.transpose(0, 2, 1)
+    for one, other, x, y in zip(laid, shrink(fixed, side), inside_x, inside_y, strict=True):
+        yield one[y][:, x], other[y][:, x]
 
 
 def _detail_correlation(source: np.ndarray, target: np.ndarray) -> float:
@@ -144,40 +164,43 @@ def _detail_correlation(source: np.ndarray, target: np.ndarray) -> float:
     counts = np.bincount(levels.ravel(), minlength=_GRAY_BINS)
     sums = np.bincount(levels.ravel(), target.ravel(), minlength=_GRAY_BINS)
     mapped = (sums / np.maximum(counts, 1))[levels]
-    left, right = local_detail(mapped, 2.0), local_detail(target, 2.0)
-    return float((left * right).sum() / (np.linalg.norm(left) * np.linalg.norm(right) or 1.0))
+    return _correlation(local_detail(mapped, 2.0), local_detail(target, 2.0))
 
 
-def _register(moving: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shift in pixels and zoom, each (N, 2) for x and y, that lay ``moving`` over ``fixed``.
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
 
-    Gauss-Newton on the squared difference, coarse then fine, up to gain and offset of the gray levels.
-    Source: Lucas and Kanade 1981; the coarse-to-fine form as in Baker and Matthews 2004, IJCV 56:221.
+
+def _register(
+    moving: np.ndarray, fixed: np.ndarray, shift: np.ndarray, zoom: np.ndarray, *, side: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Better shift (in thumb pixels) and zoom, each (N, 2) for x and y, of what lays ``moving`` over ``fixed``.
+
+    Gauss-Newton on the squared difference at ``side`` pixels, up to gain and offset of the gray levels.
+    Source: Lucas and Kanade 1981; in the form of Baker and Matthews 2004, IJCV 56:221.
     """
     from scipy.ndimage import gaussian_filter
 
-    shift, zoom = np.zeros((len(moving), 2)), np.ones((len(moving), 2))
-    for side, steps in ((32, 6), (64, 5)):
-        scale = side / SIDE_PX
-        away = (np.arange(side) - (side - 1) / 2).astype(np.float32)
-        source, target = (gaussian_filter(shrink(grid, side), 1.0, axes=(1, 2)) for grid in (moving, fixed))
-        for _ in range(steps):
-            over_x, slope_x, inside_x = _sampling(shift[:, 0] * scale, zoom[:, 0], side)
-            over_y, slope_y, inside_y = _sampling(shift[:, 1] * scale, zoom[:, 1], side)
-            known = (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
-            rows = over_y @ source
-            laid = _centered(rows @ over_x.transpose(0, 2, 1), known)
-            wanted = _centered(target, known)
-            gain = (laid * wanted).sum((1, 2)) / np.maximum((laid * laid).sum((1, 2)), 1e-6)
-            gain = np.clip(gain, 0.3, 3.0).astype(np.float32)[:, None, None]
-            by_x = gain * known * (rows @ slope_x.transpose(0, 2, 1))
-            by_y = gain * known * (slope_y @ source @ over_x.transpose(0, 2, 1))
-            slopes = np.stack([by_x, by_y, by_x * away, by_y * away[:, None]], 1).reshape(len(moving), 4, -1)
-            left_over = (wanted - gain * laid).reshape(len(moving), -1, 1)
-            normal = slopes @ slopes.transpose(0, 2, 1) + 1e-3 * side * np.eye(4)
-            step = np.linalg.solve(normal, slopes @ left_over)[..., 0]
-            shift = np.clip(shift + step[:, :2] / scale, -_MAX_SHIFT_PX, _MAX_SHIFT_PX)
-            zoom = np.clip(zoom + step[:, 2:], 1 / _MAX_ZOOM, _MAX_ZOOM)
+    scale = side / SIDE_PX
+    away = (np.arange(side) - (side - 1) / 2).astype(np.float32)
+    source, target = (gaussian_filter(shrink(grid, side), 1.0, axes=(1, 2)) for grid in (moving, fixed))
+    for _ in range(steps):
+        over_x, slope_x, inside_x = _sampling(shift[:, 0] * scale, zoom[:, 0], side)
+        over_y, slope_y, inside_y = _sampling(shift[:, 1] * scale, zoom[:, 1], side)
+        known = (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
+        rows = over_y @ source
+        laid = _centered(rows @ over_x.transpose(0, 2, 1), known)
+        wanted = _centered(target, known)
+        gain = (laid * wanted).sum((1, 2)) / np.maximum((laid * laid).sum((1, 2)), 1e-6)
+        gain = np.clip(gain, 0.3, 3.0).astype(np.float32)[:, None, None]
+        by_x = gain * known * (rows @ slope_x.transpose(0, 2, 1))
+        by_y = gain * known * (slope_y @ source @ over_x.transpose(0, 2, 1))
+        slopes = np.stack([by_x, by_y, by_x * away, by_y * away[:, None]], 1).reshape(len(moving), 4, -1)
+        left_over = (wanted - gain * laid).reshape(len(moving), -1, 1)
+        normal = slopes @ slopes.transpose(0, 2, 1) + 1e-3 * side * np.eye(4)
+        step = np.linalg.solve(normal, slopes @ left_over)[..., 0]
+        shift = np.clip(shift + step[:, :2] / scale, -_MAX_SHIFT_PX, _MAX_SHIFT_PX)
+        zoom = np.clip(zoom + step[:, 2:], 1 / _MAX_ZOOM, _MAX_ZOOM)
     return shift, zoom
 
 
