@@ -24,6 +24,7 @@ ROOMS = (
     ("evaluation",),
     ("report",),
     ("api", "demo", "terminal"),
+    ("cli_data",),
     ("cli",),
     ("__main__",),
 )

@@ -1,4 +1,4 @@
-"""What a picture is known by: the digest of its decoded pixels, and a small likeness in which near-duplicates are sought.
+"""What a picture is known by: the digest of its decoded pixels, and a small likeness to seek near-duplicates in.
 
 files -> decoded in parallel -> one record each, kept by the sha256 of the file's bytes
 

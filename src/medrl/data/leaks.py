@@ -53,8 +53,8 @@ def find_leaks(train: Sequence[Example], test: Sequence[Example], *, quiet: bool
 
     ``images_exact``: an image has the decoded pixels of a training image. ``near_duplicates``: an image is, resized,
     compressed, mirrored, cropped a little or windowed anew, a training image with other pixels. ``patients``: same
-    source and patient. ``question_answer``: the question and the text of its right answer, in any case and spacing, were
-    in training about the same picture or a near-duplicate of it, or about no picture if there is none.
+    source and patient. ``question_answer``: the question and the text of its right answer, in any case and spacing,
+    were in training about the same picture or a near-duplicate of it, or about no picture if there is none.
 
     Raises:
         ImageError: an image is missing or cannot be decoded.

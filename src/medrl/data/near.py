@@ -1,6 +1,6 @@
-"""Near-duplicates: the same picture resized, compressed anew, mirrored, cropped by about 5 %, or shown with another window.
+"""Near-duplicates: the same picture resized, compressed anew, mirrored, cropped by about 5 %, or windowed anew.
 
-perceptual hashes -> candidate pairs -> a quick look at their detail -> laid over each other -> detail compared on pixels
+perceptual hashes -> candidate pairs -> a quick look at detail -> laid over each other -> detail compared on pixels
 
 Medical pictures of one kind look alike, so a hash alone accuses thousands of strangers. What convicts a pair is fine
 structure that agrees everywhere, after the two have been brought into register and whatever monotone change of gray
@@ -66,7 +66,9 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
     best: dict[tuple[int, int], NearPair] = {}
     with ThreadPoolExecutor() as pool, Progress(len(a), noun="compare images, image", quiet=quiet) as progress:
         blocks = [range(start, min(start + _BLOCK, len(a))) for start in range(0, len(a), _BLOCK)]
-        for block, pairs in zip(blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True):
+        for block, pairs in zip(
+            blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True
+        ):
             for pair in pairs:
                 known = best.get((pair.a, pair.b))
                 if known is None or pair.agreement > known.agreement:
@@ -86,9 +88,7 @@ def _compare(a: np.ndarray, b: np.ndarray, rows: range, within: bool) -> list[Ne
     return found
 
 
-def _candidates(
-    a: np.ndarray, b: np.ndarray, rows: range, turn: int, within: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(a: np.ndarray, b: np.ndarray, rows: range, turn: int, within: bool) -> tuple[np.ndarray, np.ndarray]:
     """Places in ``a`` and ``b`` of pairs whose hashes are close and whose coarse detail agrees."""
     part = a[rows.start : rows.stop]
     close = np.zeros((len(part), len(b)), bool)

@@ -1,7 +1,7 @@
 """Options rebuilt so that their texts no longer tell which one is right.
 
-Where distractors come from a vocabulary of their own, whoever remembers which texts were ever right needs no image. Here
-the distractors of a question are the right answers of other questions of the same type and modality:
+Where distractors come from a vocabulary of their own, whoever remembers which texts were ever right needs no image.
+Here the distractors of a question are the right answers of other questions of the same type and modality:
 
 questions -> groups of k with k different answers -> every question of a group offers exactly those k
 
@@ -14,7 +14,7 @@ partners are left for it, nothing helps: those questions are counted as uneven.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from medrl.types import LETTERS, Example
 
@@ -31,19 +31,22 @@ class Resampled:
     """New distractors, but their answer is too common for a group: always picking it still pays."""
     unchanged: int = 0
     """Their type has no other answer that could stand beside theirs."""
+    dropped: int = 0
+    """Left out because they would have been uneven or unchanged."""
 
     def __add__(self, other: "Resampled") -> "Resampled":
-        return Resampled(
-            self.balanced + other.balanced, self.uneven + other.uneven, self.unchanged + other.unchanged
-        )
+        return Resampled(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
-def resample_distractors(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], Resampled]:
+def resample_distractors(
+    examples: Sequence[Example], *, seed: int, drop_unbalanced: bool = False
+) -> tuple[list[Example], Resampled]:
     """The examples in their order with new distractors, and counts.
 
     Each keeps its question, its images, its right answer and its number of options; letters are drawn anew. An answer
     is never offered where it might be right as well: not where another question on the same image has it, and not
-    beside an answer whose words contain it or are contained in it.
+    beside an answer whose words contain it or are contained in it. ``drop_unbalanced`` leaves out the questions that
+    can be answered from their options still.
     """
     taboo = _answers_by_image(examples)
     shuffled = sorted(examples, key=lambda row: _draw(seed, row.id))
@@ -54,6 +57,9 @@ def resample_distractors(examples: Sequence[Example], *, seed: int) -> tuple[lis
         options.update({row.id: tuple(other.target_text for other in group) for group in groups for row in group})
         left += [(row, pool) for row in rest]
     balanced = len(options)
+    if drop_unbalanced:
+        kept = [_with_options(row, options[row.id], seed) for row in examples if row.id in options]
+        return kept, Resampled(balanced, dropped=len(examples) - balanced)
     uses: Counter[str] = Counter()
     for row, pool in left:
         drawn = _draw_distractors(row, pool, taboo, uses, seed)
@@ -90,7 +96,9 @@ def _group(pool: Sequence[Example], taboo: dict[str, set[str]]) -> tuple[list[li
         stuck: list[Example] = []
         while sum(1 for queue in queues.values() if queue) >= size:
             group: list[Example] = []
-            for answer in sorted((name for name in queues if queues[name]), key=lambda name: (-len(queues[name]), name)):
+            for answer in sorted(
+                (name for name in queues if queues[name]), key=lambda name: (-len(queues[name]), name)
+            ):
                 row = queues[answer][-1]
                 if len(group) < size and all(_distinct(row, other, taboo) for other in group):
                     group.append(row)

@@ -2,13 +2,16 @@
 
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from medrl.data.resample import Resampled, resample_distractors
 from medrl.data.splits import By, KeepTogether, slug, split_examples
 from medrl.data.store import load, read_info, write_store
 from medrl.errors import DataError
+from medrl.types import Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ def split_store(
     train_size: int | None = None,
     test_size: int | None = None,
     resample: bool = False,
+    drop_unbalanced: bool = False,
+    measure: Callable[[list[Example], list[Example]], dict[str, Any]] | None = None,
     quiet: bool = True,
 ) -> list[SplitPart]:
     """Divide the store ``source`` into ``out/<domain>/train`` and ``out/<domain>/test``, domains named by ``slug``.
@@ -42,7 +47,9 @@ def split_store(
     Everything is written beside ``out`` and renamed at the end, so ``out`` is whole or absent.
 
     Args:
-        resample: rebuild the options of each side from its right answers; see ``resample.resample_distractors``.
+        resample, drop_unbalanced: rebuild the options of each side from its right answers; see
+            ``resample.resample_distractors``.
+        measure: what is kept in the test store as ``blind_before_resampling``, from train and test with old options.
         others: as ``split_examples``.
 
     Raises:
@@ -78,13 +85,17 @@ def split_store(
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         for domain, (train, test) in divided.items():
-            counts = Resampled()
+            counts, rows = Resampled(), dict.fromkeys(("train", "test"), 0)
+            before = measure(train, test) if resample and measure and train and test else None
             for side, examples in (("train", train), ("test", test)):
                 extra: dict[str, object] = {**info.extra, "split": {**facts, "domain": domain, "side": side}}
                 if resample and examples:
-                    examples, resampled = resample_distractors(examples, seed=seed)
+                    examples, resampled = resample_distractors(examples, seed=seed, drop_unbalanced=drop_unbalanced)
                     extra["resampled_distractors"] = asdict(resampled)
+                    if before and side == "test":
+                        extra["blind_before_resampling"] = before
                     counts += resampled
+                rows[side] = len(examples)
                 if examples:
                     write_store(
                         draft / names[domain] / side,
@@ -98,8 +109,8 @@ def split_store(
                 SplitPart(
                     domain=names[domain],
                     folder=out / names[domain],
-                    train_rows=len(train),
-                    test_rows=len(test),
+                    train_rows=rows["train"],
+                    test_rows=rows["test"],
                     resampled=counts if resample else None,
                 )
             )

@@ -1,6 +1,6 @@
 """Train and test sets that share no picture (or patient, or source), by domain.
 
-examples -> parts: those joined by a picture, a near-duplicate of one, a patient or a source, through any number of steps
+examples -> parts: those joined by a picture, a near-duplicate, a patient or a source, through any number of steps
 parts -> train or test, whole, once for all domains: so a specialist of one domain has not seen another's test images
 
 Draws are sha256 of seed and ids, so the same examples and seed give the same division on any machine.

@@ -1,6 +1,6 @@
 """Whether a test set can say anything, asked before a model is trained.
 
-train, test -> what they share, right answers the reward rejects, balance, how far one gets without looking -> fit or not
+train, test -> what they share, right answers the reward rejects, how far one gets without looking -> fit or not
 """
 
 import re
@@ -22,7 +22,7 @@ from medrl.types import Example, Mode, Reward, relative_to
 BLIND = ("random", "majority_letter", "longest_option", "option_prior", "text_classifier")
 """Rules that see no image; all but the first two read option texts, and only the last one reads the question."""
 DEFAULT_FAIL_ON = ("images_exact", "near_duplicates", "patients", "gold_rejected")
-"""What makes a test set unfit unless other rules are given. Blind accuracy is not among them: it is a fact to report."""
+"""What makes a test set unfit unless other rules are given. Blind accuracy is not among them: it is reported."""
 
 _RULE = re.compile(r"(?P<name>\w+)\s*(?:>\s*(?P<limit>\d+(?:\.\d+)?)\s*(?P<percent>%?))?")
 
@@ -47,6 +47,8 @@ class Audit:
     """The most accurate rule; an example it has right is blind-solvable."""
     solved: dict[str, tuple[str, ...]]
     """Test example id -> the rules that have it right, ``random`` aside."""
+    before: dict[str, dict[str, Any]] | None = None
+    """What the rules reached before options were resampled, as ``blind_summary``."""
     train_root: Path | None = None
     test_root: Path | None = None
 
@@ -108,6 +110,7 @@ class Audit:
             "gold_rejected_train": len(self.gold_rejected_train),
             "balance": self.balance,
             "blind": _table(self.blind),
+            **({"blind_before_resampling": self.before} if self.before else {}),
             "by_domain": {domain: _table(blind) for domain, blind in self.by_domain.items()},
             "blind_solvable_share": self.blind_solvable_share,
             "blind_solvable_rule": self.best_rule,
@@ -134,6 +137,7 @@ def audit(
     reward: Reward | None = None,
     *,
     mode: Mode = "think",
+    before: dict[str, dict[str, Any]] | None = None,
     train_root: Path | None = None,
     test_root: Path | None = None,
     quiet: bool = True,
@@ -143,6 +147,7 @@ def audit(
     Args:
         reward: what right answers are tried on; default: right letter and right form.
         mode: the form those answers are written in.
+        before: ``blind_summary`` of the same examples before their options were resampled, to be shown beside.
         train_root, test_root: folders that image paths are reported relative to.
         quiet: show no progress while images are read and compared.
 
@@ -174,6 +179,7 @@ def audit(
         by_domain=tables,
         best_rule=max((result.name for result in results), key=lambda name: blind[name].value or 0.0),
         solved=solved,
+        before=before,
         train_root=train_root,
         test_root=test_root,
     )
@@ -189,6 +195,11 @@ def blind_results(train: Sequence[Example], test: Sequence[Example]) -> list[Bli
     answers = {name: [guess(row) for row in test] for name, guess in guesses.items()}
     answers["text_classifier"] = fit_text_classifier(train)(test)
     return [grade_blind(name, test, given) for name, given in answers.items()]
+
+
+def blind_summary(train: Sequence[Example], test: Sequence[Example]) -> dict[str, dict[str, Any]]:
+    """Rule of ``BLIND`` -> ``accuracy``, ``low``, ``high``, ``n`` on all of ``test``, as JSON."""
+    return _table(_blind_table(blind_results(train, test), test, range(len(test))))
 
 
 def parse_rule(text: str) -> tuple[str, float, bool]:
@@ -218,7 +229,9 @@ def _domains(test: Sequence[Example]) -> dict[str, list[int]]:
     return dict(groups)
 
 
-def _blind_table(results: Sequence[BlindResult], test: Sequence[Example], members: Sequence[int]) -> dict[str, Interval]:
+def _blind_table(
+    results: Sequence[BlindResult], test: Sequence[Example], members: Sequence[int]
+) -> dict[str, Interval]:
     table = {"random": _chance([len(test[place].options) for place in members])}
     for result in results:
         table[result.name] = wilson(sum(result.correct[place] for place in members), len(members))

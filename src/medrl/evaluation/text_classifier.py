@@ -2,7 +2,7 @@
 
 Each option gets a score, linear in a bag of words; the scores of a question's options make a softmax (a conditional
 logit). The bag holds the option's words, the option as a whole, its letter, and each word of the question joined with
-the option, so that "modality" can speak for "MRI". Convex, so there is one best fit; its one setting is fixed, not tuned.
+the option, so that "modality" can speak for "MRI". Convex, so there is one best fit; its one setting is not tuned.
 Source: McFadden 1974, "Conditional logit analysis of qualitative choice behavior".
 """
 
