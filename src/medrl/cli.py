@@ -136,7 +136,7 @@ def train(
 
     \b
     Example:
-      medrl train recipes/omnimed-mini-tiny.yaml data.train=data/all/train --out runs/tiny
+      medrl train recipes/omnimed-mini-tiny.yaml data.train=data/split/all/train --out runs/tiny
       medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto
     """
     from medrl.training.recipe import run_recipe
@@ -179,7 +179,7 @@ def evaluate(
     \b
     Example:
       medrl eval runs/ct data/by-modality/ct/test --out runs/ct/eval/after
-      medrl eval demo-base data/all/test --template plain --train data/all/train --out runs/tiny/eval/before
+      medrl eval demo-base data/split/all/test --template plain --train data/split/all/train --out runs/tiny/eval/before
     """
     from medrl.evaluation.subject import evaluate_model
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from medrl.data.fingerprints import fingerprint_images
 from medrl.data.near import clusters, find_near
 from medrl.errors import DataError, SettingsError
@@ -141,8 +143,6 @@ def slug(domain: str) -> str:
 def image_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[Hashable]]:
     """Per example, the pictures it shows; near-duplicates count as one picture."""
     records = fingerprint_images((image for row in examples for image in row.images), quiet=quiet)
-    import numpy as np
-
     by_digest = {record["digest"].tobytes(): record for record in records.values()}
     pairs = find_near(np.array(list(by_digest.values())), quiet=quiet) if len(by_digest) > 1 else []
     names = list(by_digest)
