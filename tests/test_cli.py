@@ -100,7 +100,16 @@ def evaluated(home: Path, trained: Path) -> Path:
 
 
 def test_every_command_has_help_with_an_example():
-    for words in (["demo"], ["import", "omnimedvqa"], ["split"], ["audit"], ["train"], ["eval"], ["compare"], ["report"]):
+    for words in (
+        ["demo"],
+        ["import", "omnimedvqa"],
+        ["split"],
+        ["audit"],
+        ["train"],
+        ["eval"],
+        ["compare"],
+        ["report"],
+    ):
         result = run(*words, "--help")
         assert result.exit_code == 0 and "Example:" in result.stdout and f"medrl {words[0]}" in result.stdout
 

@@ -55,7 +55,16 @@ def test_the_walk_through_works_as_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     commands = walk_through()
-    assert [words[1] for words in commands] == ["import", "split", "audit", "train", "eval", "eval", "compare", "report"]
+    assert [words[1] for words in commands] == [
+        "import",
+        "split",
+        "audit",
+        "train",
+        "eval",
+        "eval",
+        "compare",
+        "report",
+    ]
     for words in commands:
         arguments = [str(folder) if word == "DIR" else word for word in words[1:]]
         arguments += SHORTER if words[1] == "train" else []

@@ -1,4 +1,4 @@
-"""Pictures that are made, not taken: all with one outline and each with a structure of its own, as scans of a kind are."""
+"""Pictures that are made, not taken: with one outline and each with a structure of its own, as scans of a kind are."""
 
 import io
 from collections.abc import Callable

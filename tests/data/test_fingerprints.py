@@ -3,13 +3,13 @@
 import imagehash
 import numpy as np
 import pytest
+from phantoms import phantom
 from PIL import Image, ImageOps
 
 from medrl.data import fingerprints
 from medrl.data.fingerprints import RECORD, describe_picture, equalize, fingerprint_images, perceptual_hashes
 from medrl.data.images import pixel_digest
 from medrl.errors import DataError, ImageError
-from phantoms import phantom
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_work_that_was_stopped_goes_on_where_it_was(files, tmp_path, monkeypatch
     monkeypatch.setattr(fingerprints, "_BATCH", 2)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    with pytest.raises(ImageError, match="broken.png"):
+    with pytest.raises(ImageError, match=r"broken\.png"):
         fingerprint_images([*files[:4], broken], cache=tmp_path / "cache")
     decoded = []
     real = fingerprints.open_image

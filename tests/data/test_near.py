@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phantoms import LEAKS, phantom
 from PIL import Image
 
 from medrl.data.fingerprints import RECORD, TURNS, describe_picture, fingerprint_images
 from medrl.data.images import open_image
 from medrl.data.near import agreements, clusters, find_near
-from phantoms import LEAKS, phantom
 
 N = 40
 SHARED = Path(os.environ.get("MEDRL_OMNIMED_MINI", ""), "images")

@@ -19,7 +19,9 @@ def row(number: int, target: str, *wrong: str, kind="Disease", modality="CT", im
 
 
 OTHERS = ("never right", "nor this", "nor that")
-ANSWERS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(2, 4), st.sampled_from("XY")), min_size=1, max_size=40)
+ANSWERS = st.lists(
+    st.tuples(st.sampled_from("abcdefg"), st.integers(2, 4), st.sampled_from("XY")), min_size=1, max_size=40
+)
 
 
 @given(ANSWERS, st.integers(0, 99), st.booleans())
@@ -54,7 +56,9 @@ def test_an_answer_too_common_for_partners_is_counted_as_uneven():
 
 
 def test_a_type_with_one_answer_per_modality_is_grouped_over_modalities():
-    rows = [row(i, name, "PET", "EEG", kind="Modality", modality=name) for i, name in enumerate(["CT", "MRI", "OCT"] * 2)]
+    rows = [
+        row(i, name, "PET", "EEG", kind="Modality", modality=name) for i, name in enumerate(["CT", "MRI", "OCT"] * 2)
+    ]
     changed, counts = resample_distractors(rows, seed=0)
     assert counts == Resampled(balanced=6) and all(set(e.options) == {"CT", "MRI", "OCT"} for e in changed)
     alone, counts = resample_distractors(rows[:1], seed=0)

@@ -146,9 +146,12 @@ def test_a_source_stays_together(gallery):
 
 
 GROUPS = st.lists(
-    st.tuples(st.integers(1, 6), st.sampled_from(["CT", "MRI"]), st.lists(st.sampled_from("XYZ"), min_size=6, max_size=6)),
-    min_size=1, max_size=30,
-)  # fmt: skip
+    st.tuples(
+        st.integers(1, 6), st.sampled_from(["CT", "MRI"]), st.lists(st.sampled_from("XYZ"), min_size=6, max_size=6)
+    ),
+    min_size=1,
+    max_size=30,
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -160,5 +160,3 @@ def test_the_page_shows_pairs_side_by_side_and_nothing_runs_in_it(clean, planted
     assert "<script" not in page and "images/mirrored.png" in page and "the training image mirrored" in page
     assert "images_exact is 1 of 7 test examples" in page and "Research use only" in page
     assert str(tmp_path) not in page
-
-

@@ -71,7 +71,7 @@ def resample_distractors(
 
 def _pools(examples: Sequence[Example]) -> list[list[Example]]:
     """Examples whose answers may stand beside each other; yes and no go with yes and no only."""
-    by_modality: dict[Hashable, list[Example]] = defaultdict(list)
+    by_modality: dict[tuple[str, int, bool, str], list[Example]] = defaultdict(list)
     for row in examples:
         yes_no = all(_normal(option) in _YES_NO for option in row.options)
         by_modality[row.question_type, len(row.options), yes_no, row.modality].append(row)

@@ -85,7 +85,7 @@ def split_store(
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         for domain, (train, test) in divided.items():
-            counts, rows = Resampled(), dict.fromkeys(("train", "test"), 0)
+            counts, rows = Resampled(), {"train": 0, "test": 0}
             before = measure(train, test) if resample and measure and train and test else None
             for side, examples in (("train", train), ("test", test)):
                 extra: dict[str, object] = {**info.extra, "split": {**facts, "domain": domain, "side": side}}
