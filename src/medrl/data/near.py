@@ -7,6 +7,7 @@ structure that agrees everywhere, after the two have been brought into register 
 levels lies between them has been undone. Neighboring slices can agree that well; they are not told apart from copies.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ _TURN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 _SIDES = ((0, 0), (1, 0), (0, 1))
 """Whole against whole, and cropped against whole either way."""
-_BLOCK = 128
+_BLOCK = 64
+_MAX_THREADS = 8
+"""Each holds some 150 MB where there are 80,000 pictures."""
 _PAIRS = 256
 _MAX_SHIFT_PX = 6.0
 _MAX_ZOOM = 1.18
@@ -64,7 +67,10 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
     """
     second = a if b is None else b
     best: dict[tuple[int, int], NearPair] = {}
-    with ThreadPoolExecutor() as pool, Progress(len(a), noun="compare images, image", quiet=quiet) as progress:
+    with (
+        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
+        Progress(len(a), noun="compare images, image", quiet=quiet) as progress,
+    ):
         blocks = [range(start, min(start + _BLOCK, len(a))) for start in range(0, len(a), _BLOCK)]
         for block, pairs in zip(
             blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True
