@@ -26,6 +26,14 @@ SIZES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Fingerprints of test images are kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Small tensors are faster without threads, and sums then have one order."""
     torch.set_num_threads(1)

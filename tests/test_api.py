@@ -45,6 +45,14 @@ def test_the_readme_s_program_runs(home, tmp_path):
     assert page == run.path / "report.html" and "data:image/" in page.read_text()
 
 
+def test_an_audit_of_a_set_against_itself_is_unfit(home):
+    examples = medrl.load(home / "store")
+    audit = medrl.audit(examples, examples, weighted((1.0, choice_correct), (1.0, well_formed)))
+    assert audit.overlap == {"images_exact": 6, "near_duplicates": 0, "patients": 0, "question_answer": 6}
+    with pytest.raises(medrl.MedrlError, match="unfit: images_exact is 6 of 6 test examples"):
+        audit.raise_if_unfit()
+
+
 def test_examples_that_are_in_no_store_keep_their_image_paths(home, tmp_path):
     loose = [dataclasses.replace(row, images=(home / "0.png",)) for row in medrl.load(home / "store")]
     policy = medrl.Policy.load(home / "model")
@@ -54,5 +62,5 @@ def test_examples_that_are_in_no_store_keep_their_image_paths(home, tmp_path):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'audit'"):
-        _ = medrl.audit
+    with pytest.raises(AttributeError, match="no attribute 'adit'"):
+        _ = medrl.adit

@@ -108,6 +108,7 @@ def test_every_command_has_help_with_an_example():
         ["demo"],
         ["import", "omnimedvqa"],
         ["split"],
+        ["audit"],
         ["train"],
         ["eval"],
         ["rescore"],
@@ -197,16 +198,16 @@ def test_import_into_a_taken_folder_is_refused(tmp_path):
 def test_split_by_modality_writes_train_and_test_per_domain_without_shared_images(home, tmp_path):
     result = run("split", home / "store", "--by", "modality", "--test", 0.4, "--out", tmp_path / "by")
     assert result.exit_code == 0, result.output
-    sides = {f"{d}/{s}": load(tmp_path / "by" / d / s) for d in ("CT", "MRI") for s in ("train", "test")}
+    sides = {f"{d}/{s}": load(tmp_path / "by" / d / s) for d in ("ct", "mri") for s in ("train", "test")}
     assert sum(map(len, sides.values())) == N_ROWS and all(sides.values())
-    for domain in ("CT", "MRI"):
+    for domain in ("ct", "mri"):
         train, test = ({r.images[0].name for r in sides[f"{domain}/{side}"]} for side in ("train", "test"))
         assert not train & test
 
 
 def test_split_by_nothing_writes_train_and_test(home, tmp_path):
     assert run("split", home / "store", "--by", "none", "--out", tmp_path / "all").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["test", "train"]
+    assert sorted(path.name for path in (tmp_path / "all" / "all").iterdir()) == ["test", "train"]
 
 
 def test_split_of_what_is_no_store_leaves_nothing(tmp_path):

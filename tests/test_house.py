@@ -25,7 +25,7 @@ ROOMS = (
     ("report",),
     ("terminal",),
     ("api", "demo"),
-    ("cli_import",),
+    ("cli_data", "cli_import"),
     ("cli",),
     ("__main__",),
 )
@@ -42,7 +42,8 @@ LEAVES = {
 WITHOUT_TORCH = (
     "types", "errors", "settings", "runs", "rewards", "data.prompts", "data.store", "data.splits", "data.split_store",
     "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals", "evaluation.blind",
-    "evaluation.compare", "report.page", "api", "terminal", "cli", "provenance",
+    "evaluation.compare", "report.page", "api", "terminal", "cli", "provenance", "data.leaks", "data.near",
+    "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page",
 )  # fmt: skip
 
 FORBIDDEN_IMPORTS = {"pickle", "dill", "marshal", "shelve", "cloudpickle"}

@@ -55,7 +55,16 @@ def test_the_walk_through_works_as_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     commands = walk_through()
-    assert [words[1] for words in commands] == ["import", "split", "train", "eval", "eval", "compare", "report"]
+    assert [words[1] for words in commands] == [
+        "import",
+        "split",
+        "audit",
+        "train",
+        "eval",
+        "eval",
+        "compare",
+        "report",
+    ]
     for words in commands:
         arguments = [str(folder) if word == "DIR" else word for word in words[1:]]
         arguments += SHORTER if words[1] == "train" else []
@@ -80,7 +89,7 @@ def test_the_documents_link_to_files_that_exist():
 
 
 def test_every_command_the_documents_name_exists():
-    known = {"demo", "import", "split", "train", "eval", "compare", "report"}
+    known = {"demo", "import", "split", "audit", "train", "eval", "compare", "report"}
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
     for page in pages:
         assert set(re.findall(r"(?<![\w/.])medrl ([a-z]+)", page.read_text())) <= known | {"builds", "yet"}, page

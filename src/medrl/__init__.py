@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from medrl.data.splits import split_examples
     from medrl.data.store import load, write_store
     from medrl.errors import MedrlError
+    from medrl.evaluation.audit import Audit, audit
     from medrl.evaluation.compare import Comparison
     from medrl.evaluation.evaluate import EvalSettings, Evaluation
     from medrl.grpo import GRPO
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRPO",
     "SFT",
+    "Audit",
     "Comparison",
     "Completion",
     "EvalRecord",
@@ -52,6 +54,7 @@ __all__ = [
     "Score",
     "Training",
     "__version__",
+    "audit",
     "collect",
     "compare",
     "evaluate",
@@ -72,6 +75,7 @@ _MODULES = {
     "medrl.data.splits": ("split_examples",),
     "medrl.data.store": ("load", "write_store"),
     "medrl.errors": ("MedrlError",),
+    "medrl.evaluation.audit": ("Audit", "audit"),
     "medrl.evaluation.compare": ("Comparison",),
     "medrl.evaluation.evaluate": ("EvalSettings", "Evaluation"),
     "medrl.grpo": ("GRPO",),

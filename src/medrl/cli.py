@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_import, terminal
+from medrl import cli_data, cli_import, terminal
 from medrl.types import Mode
 
 app = typer.Typer(
@@ -70,43 +70,8 @@ def demo(
     run_demo(out, seed=seed, rebuild_base=rebuild_base, quiet=False)
 
 
-@app.command()
-def split(
-    source: Annotated[Path, typer.Argument(metavar="STORE", help="What to divide.")],
-    out: Annotated[Path, typer.Option(help="Folder for OUT/<domain>/train and OUT/<domain>/test.")],
-    by: Annotated[
-        Literal["modality", "question_type", "none"],
-        typer.Option(help="One domain for each of these; none: one in all."),
-    ] = "none",
-    keep_together: Annotated[
-        Literal["image", "patient", "none"], typer.Option(help="What must not lie on both sides.")
-    ] = "image",
-    test: Annotated[float, typer.Option(help="Share of each domain that goes to test, about.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Names the division.")] = 0,
-) -> None:
-    """Divide a store into train and test.
-
-    No image (or patient) lies on both sides, and none in the training set of one domain and the test set of another.
-
-    \b
-    Example:
-      medrl split data/omnimedvqa --by modality --out data/by-modality
-      medrl split data/omnimedvqa --by none --out data/all
-    """
-    from medrl.data.split_store import split_store
-
-    parts = split_store(
-        source,
-        out,
-        by=None if by == "none" else by,
-        keep_together=keep_together,
-        test_fraction=test,
-        seed=seed,
-    )
-    rows = [(part.domain, part.train_rows, part.test_rows) for part in parts]
-    terminal.print_table("Questions", ["domain", "train", "test"], rows)
-    for part in parts:
-        typer.echo(f"{part.folder}/")
+app.command()(cli_data.split)
+app.command()(cli_data.audit)
 
 
 @app.command()
@@ -127,7 +92,7 @@ def train(
 
     \b
     Example:
-      medrl train recipes/omnimed-mini-tiny.yaml data.train=data/all/train --out runs/tiny
+      medrl train recipes/omnimed-mini-tiny.yaml data.train=data/split/all/train --out runs/tiny
       medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto
     """
     from medrl.training.recipe import run_recipe
@@ -172,8 +137,8 @@ def evaluate(
 
     \b
     Example:
-      medrl eval runs/ct data/by-modality/CT/test --out runs/ct/eval/after
-      medrl eval demo-base data/all/test --template plain --train data/all/train --out runs/tiny/eval/before
+      medrl eval runs/ct data/by-modality/ct/test --out runs/ct/eval/after
+      medrl eval demo-base data/split/all/test --template plain --train data/split/all/train --out runs/tiny/eval/before
     """
     from medrl.evaluation.subject import evaluate_model
 

@@ -22,6 +22,12 @@ class DataError(MedrlError):
     """A data set, row or store that cannot be read as asked."""
 
 
+class UnfitError(MedrlError):
+    """Training and test sets that an audit found unfit for each other: the answer is no."""
+
+    exit_code = 3
+
+
 class ImageError(DataError):
     """An image that cannot be decoded: which one, why, and what to do about it."""
 

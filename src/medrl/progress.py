@@ -53,14 +53,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def advance(self, row: Mapping[str, Any]) -> float:
+    def advance(self, row: Mapping[str, Any], steps: int = 1) -> float:
         """Show the step's numbers. Returns the seconds left, by the mean pace of this process."""
-        self.done += 1
+        before, self.done = self.done, self.done + steps
         pace = (time.monotonic() - self.started) / (self.done - self.first_step)
         eta_s = pace * (self.steps - self.done)
         numbers = "  ".join(f"{label} {form.format(row[name])}" for name, label, form in SHOWN if name in row)
         self.bar.update(self.task, completed=self.done, numbers=numbers)
         every = max(1, self.steps // PLAIN_LINES)
-        if self.bar.disable and not self.quiet and (self.done % every == 0 or self.done == self.steps):
+        if self.bar.disable and not self.quiet and (self.done // every > before // every or self.done == self.steps):
             print(f"{self.noun} {self.done}/{self.steps}  {numbers}  {eta_s:.0f} s left", file=sys.stderr, flush=True)  # noqa: T201
         return eta_s

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from phantoms import LEAKS, phantom
 from PIL import Image
 
 from medrl.data import splits
 from medrl.data.images import pixel_digest
-from medrl.data.splits import split_examples
+from medrl.data.splits import slug, split_examples, take_subset
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example
 
@@ -26,7 +27,7 @@ def gallery(tmp_path_factory) -> list[Path]:
     return paths
 
 
-def row(number: int, *images: Path, modality="CT", kind="Disease", patient=None) -> Example:
+def row(number: int | str, *images: Path, modality="CT", kind="Disease", patient=None) -> Example:
     return Example(
         id=str(number), source="d", images=images, question="?", options=("a", "b"), target="A",
         modality=modality, question_type=kind, patient=patient,
@@ -127,6 +128,92 @@ def test_patients_stay_together_and_the_same_key_of_another_source_is_another_pa
     ]
 
 
+def test_a_near_duplicate_counts_as_the_same_picture(tmp_path):
+    pictures = [phantom(0), phantom(1), phantom(2), LEAKS["cropped"](phantom(0)), LEAKS["mirrored"](phantom(1))]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    examples = [row(i, tmp_path / f"{i}.png") for i in range(5)]
+    for seed in range(6):
+        train, test = sides(split_examples(examples, test_fraction=0.4, seed=seed))
+        for together in ({"0", "3"}, {"1", "4"}):
+            assert together <= {e.id for e in train} or together <= {e.id for e in test}
+
+
+def test_a_source_stays_together(gallery):
+    examples = [replace(row(i, gallery[i]), source=f"d{i % 4}") for i in range(20)]
+    train, test = sides(split_examples(examples, test_fraction=0.25, seed=2, keep_together="source"))
+    assert len(test) == 5 and not {e.source for e in train} & {e.source for e in test}
+
+
+GROUPS = st.lists(
+    st.tuples(
+        st.integers(1, 6), st.sampled_from(["CT", "MRI"]), st.lists(st.sampled_from("XYZ"), min_size=6, max_size=6)
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(GROUPS, st.integers(0, 2**31), st.sampled_from([0.05, 0.2, 0.5, 0.8]))
+def test_no_group_is_torn_and_every_domain_is_within_one_group_of_its_share(groups, seed, fraction):
+    examples = [
+        row(100 * g + i, modality=modality, kind=kinds[i], patient=str(g))
+        for g, (size, modality, kinds) in enumerate(groups)
+        for i in range(size)
+    ]
+    split = split_examples(examples, test_fraction=fraction, seed=seed, keep_together="patient", by="modality")
+    for modality, (train, test) in split.items():
+        assert not {e.patient for e in train} & {e.patient for e in test}
+        sizes = [size for size, name, _ in groups if name == modality]
+        assert abs(len(test) - fraction * sum(sizes)) <= max(sizes)
+        assert len(sizes) == 1 or (train and test)
+
+
+def test_each_modality_and_question_type_gets_its_share_to_within_one_example():
+    rows = [("CT", "X", 103), ("CT", "Y", 37), ("MRI", "X", 11), ("MRI", "Z", 249)]
+    examples = [row(f"{m}{k}{i}", modality=m, kind=k) for m, k, n in rows for i in range(n)]
+    for seed in range(5):
+        _, test = split_examples(examples, test_fraction=0.2, seed=seed, keep_together="none")["all"]
+        assert len(test) == 80
+        for modality, kind, n in rows:
+            assert abs(sum((e.modality, e.question_type) == (modality, kind) for e in test) - n / 5) <= 1
+
+
+def test_the_same_seed_gives_the_same_split_on_any_machine():
+    examples = [row(i, modality="CT" if i % 3 else "MRI") for i in range(20)]
+    _, test = split_examples(examples, test_fraction=0.25, seed=7, keep_together="none")["all"]
+    assert [e.id for e in test] == ["7", "13", "15", "18", "19"]
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+def test_a_smaller_subset_lies_inside_a_larger_one_and_is_stratified(one, other, seed):
+    examples = [row(i, modality="CT" if i % 4 else "MRI") for i in range(60)]
+    small, large = (take_subset(examples, size, seed) for size in sorted((one, other)))
+    assert len(small) == min(one, other) and {e.id for e in small} <= {e.id for e in large}
+    assert abs(sum(e.modality == "MRI" for e in large) - len(large) / 4) <= 1
+
+
+def test_sizes_are_kept_per_domain_and_too_much_is_an_error():
+    examples = [row(i, modality="CT" if i % 2 else "MRI") for i in range(40)]
+    split = split_examples(
+        examples, test_fraction=0.2, seed=0, keep_together="none", by="modality", train_size=6, test_size=2
+    )
+    assert {domain: (len(train), len(test)) for domain, (train, test) in split.items()} == {"CT": (6, 2), "MRI": (6, 2)}
+    with pytest.raises(DataError, match="has 16 train examples, but train_size is 17"):
+        split_examples(examples, test_fraction=0.2, seed=0, keep_together="none", by="modality", train_size=17)
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("CT", "ct"), ("X-Ray", "x-ray"), ("Anatomy Identification", "anatomy-identification"), ("Fundus", "fundus"),
+     ("Other Biological Attributes", "other-biological-attributes"), ("../../etc", "etc"), ("", "unnamed"),
+     ("Röntgen_Bild (alt)", "röntgen-bild-alt")],
+)  # fmt: skip
+def test_a_domain_is_named_by_a_short_slug(domain, name):
+    assert slug(domain) == name
+
+
 def test_an_unknown_patient_is_an_error_and_not_a_guess(gallery):
     examples = [row(0, gallery[0], patient="p"), row(1, gallery[1])]
     with pytest.raises(DataError, match=r"1 of 2 examples have no patient, e.g. '1'.*keep_together='image'"):
@@ -138,7 +225,7 @@ def test_domains_too_entangled_to_divide_are_an_error(monkeypatch):
     a, b, c = (Path(name) for name in "abc")
     kinds = {a: "XZ", b: "XY", c: "YZ"}
     examples = [row(i, image, kind=kind) for i, (image, kind) in enumerate((p, k) for p in kinds for k in kinds[p])]
-    monkeypatch.setattr(splits, "pixel_digest", str)
+    monkeypatch.setitem(splits.KEYS, "image", lambda rows, quiet: [list(row.images) for row in rows])
     with pytest.raises(DataError, match=r"domain '[XYZ]' gets no (test|train) set"):
         split_examples(examples, test_fraction=0.5, seed=0, by="question_type")
 
@@ -147,7 +234,7 @@ def test_domains_too_entangled_to_divide_are_an_error(monkeypatch):
     ("change", "words"),
     [
         ({"test_fraction": 0}, "between 0 and 1"),
-        ({"keep_together": "lesion"}, "image, patient, none"),
+        ({"keep_together": "lesion"}, "image, patient, source, none"),
         ({"by": "color"}, "by is 'color'"),
     ],
 )

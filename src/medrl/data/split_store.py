@@ -1,13 +1,14 @@
 """One store -> a train and a test store per domain, all of them or none."""
 
-import re
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from medrl.data.splits import By, KeepTogether, split_examples
+from medrl.data.resample import Resampled, resample_distractors
+from medrl.data.splits import By, KeepTogether, slug, split_examples
 from medrl.data.store import load, read_info, write_store
 from medrl.errors import DataError
 from medrl.types import Example
@@ -18,10 +19,12 @@ class SplitPart:
     """What one domain got."""
 
     domain: str
+    """As its folder is named."""
     folder: Path
     """Holds ``train`` and ``test``; one of them is missing when the domain could not be divided."""
     train_rows: int
     test_rows: int
+    resampled: Resampled | None = None
 
 
 def split_store(
@@ -32,11 +35,22 @@ def split_store(
     keep_together: KeepTogether = "image",
     test_fraction: float = 0.2,
     seed: int = 0,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    resample: bool = False,
+    drop_unbalanced: bool = False,
+    measure: Callable[[list[Example], list[Example]], dict[str, Any]] | None = None,
+    quiet: bool = True,
 ) -> list[SplitPart]:
-    """Divide the store ``source`` into ``out/<domain>/train`` and ``out/<domain>/test``; without ``by``, ``out/train``
-    and ``out/test``.
+    """Divide the store ``source`` into ``out/<domain>/train`` and ``out/<domain>/test``, domains named by ``slug``.
 
     Everything is written beside ``out`` and renamed at the end, so ``out`` is whole or absent.
+
+    Args:
+        resample, drop_unbalanced: rebuild the options of each side from its right answers; see
+            ``resample.resample_distractors``.
+        measure: what is kept in the test store as ``blind_before_resampling``, from train and test with old options.
+        others: as ``split_examples``.
 
     Raises:
         DataError: no store, ``out`` is taken, two domains need one folder name, or what ``split_examples`` raises.
@@ -45,36 +59,64 @@ def split_store(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty: choose another --out, or remove it first")
     info = read_info(source)
-    divided = split_examples(load(source), test_fraction=test_fraction, seed=seed, keep_together=keep_together, by=by)
-    names = {domain: folder_name(domain) if by else "" for domain in divided}
-    if len({name.casefold() for name in names.values()}) < len(names):
+    divided = split_examples(
+        load(source),
+        test_fraction=test_fraction,
+        seed=seed,
+        keep_together=keep_together,
+        by=by,
+        train_size=train_size,
+        test_size=test_size,
+        quiet=quiet,
+    )
+    names = {domain: slug(domain) for domain in divided}
+    if len(set(names.values())) < len(names):
         raise DataError(f"two domains need the same folder name: {', '.join(sorted(names))}; rename one in the source")
-    facts = {"of": info.fingerprint, "by": by, "keep_together": keep_together, "test": test_fraction, "seed": seed}
+    facts = {
+        "of": info.fingerprint,
+        "by": by,
+        "keep_together": keep_together,
+        "test": test_fraction,
+        "seed": seed,
+        "train_size": train_size,
+        "test_size": test_size,
+    }
+    parts = []
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        for domain, sides in divided.items():
-            for side, examples in zip(("train", "test"), sides, strict=True):
-                extra = {**info.extra, "split": {**facts, "domain": domain, "side": side}}
-                _write(draft / names[domain] / side, examples, info.source, info.license, info.citation, extra)
+        for domain, (train, test) in divided.items():
+            counts, rows = Resampled(), {"train": 0, "test": 0}
+            before = measure(train, test) if resample and measure and train and test else None
+            for side, examples in (("train", train), ("test", test)):
+                extra: dict[str, object] = {**info.extra, "split": {**facts, "domain": domain, "side": side}}
+                if resample and examples:
+                    examples, resampled = resample_distractors(examples, seed=seed, drop_unbalanced=drop_unbalanced)
+                    extra["resampled_distractors"] = asdict(resampled)
+                    if before and side == "test":
+                        extra["blind_before_resampling"] = before
+                    counts += resampled
+                rows[side] = len(examples)
+                if examples:
+                    write_store(
+                        draft / names[domain] / side,
+                        examples,
+                        source=info.source,
+                        license=info.license,
+                        citation=info.citation,
+                        extra=extra,
+                    )
+            parts.append(
+                SplitPart(
+                    domain=names[domain],
+                    folder=out / names[domain],
+                    train_rows=rows["train"],
+                    test_rows=rows["test"],
+                    resampled=counts if resample else None,
+                )
+            )
         if out.exists():
             out.rmdir()
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return [
-        SplitPart(domain=domain, folder=out / names[domain], train_rows=len(train), test_rows=len(test))
-        for domain, (train, test) in divided.items()
-    ]
-
-
-def folder_name(domain: str) -> str:
-    """A domain's name as a folder: blanks, ``&`` and brackets stay, what file systems refuse becomes ``_``."""
-    name = re.sub(r'[\x00-\x1f\x7f\\/:*?"<>|]', "_", domain).strip()
-    return re.sub(r"^\.|\.$", "_", name) or "_"
-
-
-def _write(
-    out: Path, examples: Sequence[Example], source: str, license: str, citation: str, extra: dict[str, object]
-) -> None:
-    if examples:
-        write_store(out, examples, source=source, license=license, citation=citation, extra=extra)
+    return parts

@@ -1,27 +1,50 @@
-"""Train and test sets that share no picture (or patient), by domain.
+"""Train and test sets that share no picture (or patient, or source), by domain.
 
-examples -> parts: those joined by an image or a patient, through any number of steps
+examples -> parts: those joined by a picture, a near-duplicate, a patient or a source, through any number of steps
 parts -> train or test, whole, once for all domains: so a specialist of one domain has not seen another's test images
+
+Draws are sha256 of seed and ids, so the same examples and seed give the same division on any machine.
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medrl.data.images import pixel_digest
+import numpy as np
+
+from medrl.data.fingerprints import fingerprint_images
+from medrl.data.near import clusters, find_near
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example
 
-KeepTogether = Literal["image", "patient", "none"]
-By = Literal["modality", "question_type"]
+KeepTogether = Literal["image", "patient", "source", "none"]
+By = Literal["modality", "question_type", "source"]
 
 DOMAINS: dict[str | None, Callable[[Example], str]] = {
     None: lambda example: "all",
     "modality": lambda example: example.modality,
     "question_type": lambda example: example.question_type,
+    "source": lambda example: example.source,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """A named way to divide."""
+
+    test_fraction: float
+    keep_together: KeepTogether
+
+
+PROTOCOLS = {
+    "med-r1": Protocol(test_fraction=0.2, keep_together="none"),
+    "med-r1-disjoint": Protocol(test_fraction=0.2, keep_together="image"),
+}
+"""Med-R1, arXiv 2503.13939: 80/20 by question, so that 2 to 33 % of a modality's test questions show a training image;
+and the same with no image on both sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,8 @@ class _Part:
     members: tuple[int, ...]
     sizes: Counter[str]
     """Members by domain."""
+    strata: tuple[tuple[tuple[str, str], int], ...]
+    """Members by modality and question type."""
 
 
 def split_examples(
@@ -40,53 +65,93 @@ def split_examples(
     seed: int,
     keep_together: KeepTogether = "image",
     by: By | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    quiet: bool = True,
 ) -> dict[str, tuple[list[Example], list[Example]]]:
-    """Domain -> (train, test), each in the order of ``examples``.
+    """Domain -> (train, test), each in the order of ``examples``, stratified by modality and question type.
 
     Args:
         examples: what to divide; they need not come from one store.
-        test_fraction: share of each domain that goes to test, about; parts are not torn to meet it exactly.
+        test_fraction: share of each domain that goes to test, to within one part; parts are not torn to meet it.
         seed: names the division; the order of ``examples`` does not matter to it.
-        keep_together: ``image``: examples that show the same picture (same path or same decoded pixels) stay together;
-            ``patient``: and those of the same patient of the same source; ``none``: each example on its own.
+        keep_together: ``image``: examples that show the same picture (same decoded pixels, or near-duplicates) stay
+            together; ``patient``: and those of the same patient of the same source; ``source``: and those of one
+            source; ``none``: each example on its own.
         by: what a domain is; None: one domain named ``all``.
+        train_size, test_size: keep this many of each domain's side, stratified; the smaller lies inside the larger.
+        quiet: show no progress while images are read.
 
     A domain of at least two parts has both a train and a test set; a domain of one part has only one of them.
+    Where parts reach over several domains, all shares may not be had at once; they are then brought as near as moving
+    single parts brings them.
 
     Raises:
         SettingsError: an argument that cannot mean anything.
-        DataError: no examples, an example without a patient where patients are to be kept together, or domains so
-            entangled that no division leaves each a train and a test set.
+        DataError: no examples, an example without a patient where patients are to be kept together, domains so
+            entangled that no division leaves each a train and a test set, or a side smaller than the size wanted.
     """
     if not 0 < test_fraction < 1:
         raise SettingsError(f"test_fraction is {test_fraction}, but it must lie between 0 and 1, e.g. 0.2")
     if keep_together not in KEYS:
         raise SettingsError(f"keep_together is {keep_together!r}, but it must be one of {', '.join(KEYS)}")
     if by not in DOMAINS:
-        raise SettingsError(f"by is {by!r}, but it must be modality, question_type or None")
+        names = ", ".join(name for name in DOMAINS if name)
+        raise SettingsError(f"by is {by!r}, but it must be {names} or None")
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        if size is not None and size < 1:
+            raise SettingsError(f"{name} is {size}, but it must be at least 1")
     if not examples:
         raise DataError("there are no examples to split")
     domain_of = DOMAINS[by]
-    parts = _find_parts(examples, KEYS[keep_together](examples), domain_of)
-    parts.sort(key=lambda part: _draw(seed, [examples[member].id for member in part.members]))
-    in_test = _repair(parts, _assign(parts, test_fraction))
+    parts = _find_parts(examples, KEYS[keep_together](examples, quiet), domain_of)
+    # Kinds of parts one after the other: the running count then gives each kind its share, and the whole too.
+    parts.sort(key=lambda part: (part.strata, _draw(seed, [examples[member].id for member in part.members])))
+    in_test = _repair(parts, _polish(parts, _assign(parts, test_fraction), test_fraction))
     tested = {member for part, test in zip(parts, in_test, strict=True) if test for member in part.members}
     result: dict[str, tuple[list[Example], list[Example]]] = {}
     for index, example in enumerate(examples):
         result.setdefault(domain_of(example), ([], []))[index in tested].append(example)
-    return result
+    return {
+        domain: (_sized(train, train_size, seed, domain, "train"), _sized(test, test_size, seed, domain, "test"))
+        for domain, (train, test) in result.items()
+    }
 
 
-def image_keys(examples: Sequence[Example]) -> list[list[Hashable]]:
-    """Per example, what its pictures are known by: resolved path and digest of the decoded pixels."""
-    digests = {path: pixel_digest(path) for path in dict.fromkeys(image for row in examples for image in row.images)}
-    return [
-        [key for image in row.images for key in (("path", image.resolve()), ("pixels", digests[image]))]
-        for row in examples
+def take_subset(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
+    """``size`` of the examples in their order, stratified by modality and question type; smaller subsets lie in larger.
+
+    Each stratum is shuffled and spread evenly over one queue; a subset is the head of that queue.
+    """
+    strata: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: _draw(seed, [example.id])):
+        strata[example.modality, example.question_type].append(example)
+    queue = [
+        ((place + 0.5) / len(members), _draw(seed, [example.id]), example.id)
+        for members in strata.values()
+        for place, example in enumerate(members)
     ]
+    taken = {id for _, _, id in sorted(queue)[:size]}
+    return [example for example in examples if example.id in taken]
 
 
-def patient_keys(examples: Sequence[Example]) -> list[list[Hashable]]:
+def slug(domain: str) -> str:
+    """A domain's short name in paths and tables: ``Disease Diagnosis`` -> ``disease-diagnosis``."""
+    return re.sub(r"[\W_]+", "-", domain.casefold()).strip("-") or "unnamed"
+
+
+def image_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[Hashable]]:
+    """Per example, the pictures it shows; near-duplicates count as one picture."""
+    records = fingerprint_images((image for row in examples for image in row.images), quiet=quiet)
+    by_digest = {record["digest"].tobytes(): record for record in records.values()}
+    pairs = find_near(np.array(list(by_digest.values())), quiet=quiet) if len(by_digest) > 1 else []
+    names = list(by_digest)
+    first = clusters(len(names), [(pair.a, pair.b) for pair in pairs])
+    picture = {name: names[first[place]] for place, name in enumerate(names)}
+    return [[("picture", picture[records[image]["digest"].tobytes()]) for image in row.images] for row in examples]
+
+
+def patient_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[Hashable]]:
     """Image keys and the patient; DataError when a patient is unknown, for a guess would be a leak nobody sees."""
     unknown = [row.id for row in examples if row.patient is None]
     if unknown:
@@ -94,19 +159,34 @@ def patient_keys(examples: Sequence[Example]) -> list[list[Hashable]]:
             f"{len(unknown)} of {len(examples)} examples have no patient, e.g. {unknown[0]!r}, so patients cannot be "
             "kept together: use keep_together='image' and say so, or import the data with its patient column"
         )
-    keys = image_keys(examples)
+    keys = image_keys(examples, quiet)
     return [[*keys[index], ("patient", row.source, row.patient)] for index, row in enumerate(examples)]
 
 
-def no_keys(examples: Sequence[Example]) -> list[list[Hashable]]:
+def source_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[Hashable]]:
+    """Image keys and the source: whole data sets go to one side."""
+    keys = image_keys(examples, quiet)
+    return [[*keys[index], ("source", row.source)] for index, row in enumerate(examples)]
+
+
+def no_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[Hashable]]:
     return [[] for _ in examples]
 
 
-KEYS: dict[str, Callable[[Sequence[Example]], list[list[Hashable]]]] = {
+KEYS: dict[str, Callable[[Sequence[Example], bool], list[list[Hashable]]]] = {
     "image": image_keys,
     "patient": patient_keys,
+    "source": source_keys,
     "none": no_keys,
 }
+
+
+def _sized(side: list[Example], size: int | None, seed: int, domain: str, name: str) -> list[Example]:
+    if size is None or not side:
+        return side
+    if size > len(side):
+        raise DataError(f"domain {domain!r} has {len(side)} {name} examples, but {name}_size is {size}: ask for fewer")
+    return take_subset(side, size, seed)
 
 
 def _find_parts(
@@ -128,7 +208,14 @@ def _find_parts(
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(examples)):
         members[root(index)].append(index)
-    return [_Part(tuple(m), Counter(domain_of(examples[i]) for i in m)) for m in members.values()]
+    return [
+        _Part(
+            tuple(own),
+            Counter(domain_of(examples[i]) for i in own),
+            tuple(sorted(Counter((examples[i].modality, examples[i].question_type) for i in own).items())),
+        )
+        for own in members.values()
+    ]
 
 
 def _draw(seed: int, ids: list[str]) -> bytes:
@@ -151,6 +238,35 @@ def _assign(parts: Sequence[_Part], test_fraction: float) -> list[bool]:
         in_test.append(gap > 0)
         if gap > 0:
             tested.update(part.sizes)
+    return in_test
+
+
+def _polish(parts: Sequence[_Part], in_test: list[bool], test_fraction: float) -> list[bool]:
+    """Move single parts while a domain is off its share by more than half its largest part and a move helps."""
+    in_test = list(in_test)
+    total: Counter[str] = Counter()
+    excess: dict[str, float] = defaultdict(float)
+    largest: Counter[str] = Counter()
+    for part, test in zip(parts, in_test, strict=True):
+        total.update(part.sizes)
+        for domain, size in part.sizes.items():
+            excess[domain] += size * test
+            largest[domain] = max(largest[domain], size)
+    for domain in total:
+        excess[domain] -= test_fraction * total[domain]
+
+    def change(index: int) -> float:
+        """Of the sum of squared excesses, if the part changed sides."""
+        sign = -1 if in_test[index] else 1
+        return sum(size * size + 2 * sign * size * excess[domain] for domain, size in parts[index].sizes.items())
+
+    while any(abs(excess[domain]) > largest[domain] / 2 for domain in total):
+        best = min(range(len(parts)), key=change)
+        if change(best) >= -1e-9:
+            break
+        in_test[best] = not in_test[best]
+        for domain, size in parts[best].sizes.items():
+            excess[domain] += size if in_test[best] else -size
     return in_test
 
 

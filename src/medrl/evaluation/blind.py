@@ -37,12 +37,12 @@ def blind_baselines(train: Sequence[Example] | None, test: Sequence[Example]) ->
 
     ``longest_option``: the longest option text. Needs no fit.
     ``majority_letter``: of the letters offered, the one most often right in train.
-    ``option_prior``: of the options offered, the text that was most often right when it was offered in train.
-    ``question_option_prior``: the same among train examples with this question, leaning on ``option_prior`` where
-    there are few of them.
+    ``option_prior``: of the options offered, the text that was most often right in train.
+    ``question_option_prior``: the text with the highest share of being right when offered with this question, leaning
+    on its share over all questions where there are few.
     Ties go to the first letter.
     """
-    guesses: dict[str, Guess] = {"longest_option": _longest_option}
+    guesses: dict[str, Guess] = {"longest_option": longest_option}
     if train:
         guesses["majority_letter"] = fit_majority_letter(train)
         guesses["option_prior"] = fit_option_prior(train)
@@ -68,17 +68,18 @@ def fit_majority_letter(train: Sequence[Example]) -> Guess:
     return guess
 
 
-def fit_option_prior(train: Sequence[Example], strength: float = 1.0) -> Guess:
-    """Option text with the highest share of being right when offered; an unseen text has the share of the average one.
-
-    ``strength`` is how many observations that average counts for.
-    """
-    share = _OptionShares(train, strength)
-    return lambda example: _first_best(example.options, share.of)
+def fit_option_prior(train: Sequence[Example]) -> Guess:
+    """Option text that was most often right in train; no image, no question, and no matter how often it was offered."""
+    right = Counter(_normalized(example.target_text) for example in train)
+    return lambda example: _first_best(example.options, lambda option: right[_normalized(option)])
 
 
 def fit_question_option_prior(train: Sequence[Example], strength: float = 1.0) -> Guess:
-    """As :func:`fit_option_prior`, counted per question text and shrunk toward the share over all questions."""
+    """Option text with the highest share of being right when offered with this question.
+
+    The share is shrunk toward that over all questions, and that toward the share of the average option; ``strength`` is
+    how many observations either counts for.
+    """
     overall = _OptionShares(train, strength)
     offered: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
@@ -113,7 +114,8 @@ class _OptionShares:
         return (self.right[text] + self.strength * self.average) / (self.offered[text] + self.strength)
 
 
-def _longest_option(example: Example) -> str:
+def longest_option(example: Example) -> str:
+    """Longest option text."""
     return _first_best(example.options, len)
 
 
@@ -128,12 +130,16 @@ def _normalized(text: str) -> str:
 
 def _answer(name: str, guess: Guess, test: Iterable[Example]) -> BlindResult:
     examples = list(test)
-    answers = [guess(example) for example in examples]
+    return grade_blind(name, examples, [guess(example) for example in examples])
+
+
+def grade_blind(name: str, examples: Sequence[Example], answers: Sequence[str]) -> BlindResult:
+    """What a baseline answered, letter by letter, against the targets."""
     correct = [answer == example.target for answer, example in zip(answers, examples, strict=True)]
     return BlindResult(
         name=name,
         ids=[example.id for example in examples],
-        answers=answers,
+        answers=list(answers),
         correct=correct,
         accuracy=wilson(sum(correct), len(correct)),
     )

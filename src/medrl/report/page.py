@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medrl.errors import RunError
 from medrl.report import plots, text
+from medrl.report.environment import page_environment
 from medrl.report.gallery import RULE, Item, choose_items
 from medrl.report.tables import (
     DomainRow,
@@ -61,31 +61,20 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
     Raises RunError when a folder is neither, or when there is nothing to report.
     """
     runs, evaluations = _gather([Path(folder) for folder in dirs])
-    environment = Environment(
-        loader=PackageLoader("medrl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: text.visible(value) if type(value) is str else value,
-    )
-    environment.filters.update(
-        percent=text.percent,
-        percent_range=text.percent_range,
-        points=text.points,
-        points_range=text.points_range,
-        p_value=text.p_value,
-    )
     test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
-    page = environment.get_template("report.html.jinja").render(
-        title=", ".join([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
-        runs=runs,
-        curves=_curves(runs),
-        test_sets=test_sets,
-        alarms=_alarms(runs, test_sets),
-        provenance=[(evaluation.name, _provenance(evaluation)) for evaluation in evaluations],
-        gallery_rule=RULE,
-        flatten=_flatten,
+    page = (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=", ".join([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
+            runs=runs,
+            curves=_curves(runs),
+            test_sets=test_sets,
+            alarms=_alarms(runs, test_sets),
+            provenance=[(evaluation.name, _provenance(evaluation)) for evaluation in evaluations],
+            gallery_rule=RULE,
+            flatten=_flatten,
+        )
     )
     out = Path(out)
     write_text_atomically(out, page)

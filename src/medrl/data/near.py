@@ -1,0 +1,247 @@
+"""Near-duplicates: the same picture resized, compressed anew, mirrored, cropped by about 5 %, or windowed anew.
+
+perceptual hashes -> candidate pairs -> a quick look at detail -> laid over each other -> detail compared on pixels
+
+Medical pictures of one kind look alike, so a hash alone accuses thousands of strangers. What convicts a pair is fine
+structure that agrees everywhere, after the two have been brought into register and whatever monotone change of gray
+levels lies between them has been undone. Neighboring slices can agree that well; they are not told apart from copies.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from medrl.data.fingerprints import SIDE_PX, TURNS, equalize, local_detail, shrink
+from medrl.progress import Progress
+
+MAX_BITS = 14
+"""Of 64: hashes that differ in more are no candidates."""
+QUICK_AGREEMENT = 0.68
+COARSE_AGREEMENT = 0.78
+AGREEMENT = 0.78
+"""Correlation of fine structure from which two pictures are one; see LOG.md for how it was chosen."""
+
+_TURN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    0: lambda grid: grid,
+    1: lambda grid: grid[..., ::-1],
+    2: lambda grid: grid[..., ::-1, :],
+    3: lambda grid: grid[..., ::-1, ::-1],
+}
+_SIDES = ((0, 0), (1, 0), (0, 1))
+"""Whole against whole, and cropped against whole either way."""
+_BLOCK = 64
+_MAX_THREADS = 8
+"""Each holds some 150 MB where there are 80,000 pictures."""
+_PAIRS = 256
+_MAX_SHIFT_PX = 6.0
+_MAX_ZOOM = 1.18
+_GRAY_BINS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    """Two pictures that are one."""
+
+    a: int
+    """Place in the first set."""
+    b: int
+    """Place in the second set."""
+    agreement: float
+    """Correlation of their fine structure, at most 1."""
+    turn: int
+    """How the first is to be turned, a place in ``fingerprints.TURNS``."""
+
+
+def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True) -> list[NearPair]:
+    """Pairs of near-duplicates between two sets of pictures, or within one.
+
+    Args:
+        a: (n,) of ``fingerprints.RECORD``, all different pictures.
+        b: (m,) of the same; None: pairs within ``a``, each once with ``a < b``.
+        quiet: show no progress.
+
+    Pictures with next to nothing in them are left out: they are the same only if their pixels are.
+    """
+    second = a if b is None else b
+    best: dict[tuple[int, int], NearPair] = {}
+    with (
+        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
+        Progress(len(a), noun="compare images, image", quiet=quiet) as progress,
+    ):
+        blocks = [range(start, min(start + _BLOCK, len(a))) for start in range(0, len(a), _BLOCK)]
+        for block, pairs in zip(
+            blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True
+        ):
+            for pair in pairs:
+                known = best.get((pair.a, pair.b))
+                if known is None or pair.agreement > known.agreement:
+                    best[pair.a, pair.b] = pair
+            progress.advance({}, len(block))
+    return [best[key] for key in sorted(best)]
+
+
+def _compare(a: np.ndarray, b: np.ndarray, rows: range, within: bool) -> list[NearPair]:
+    """Near-duplicates of some rows of ``a``."""
+    found = []
+    for turn in range(len(TURNS)):
+        i, j = _candidates(a, b, rows, turn, within)
+        for start in range(0, len(i), _PAIRS):
+            chunk = slice(start, start + _PAIRS)
+            found += _confirm(a, b, i[chunk], j[chunk], turn)
+    return found
+
+
+def _candidates(a: np.ndarray, b: np.ndarray, rows: range, turn: int, within: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Places in ``a`` and ``b`` of pairs whose hashes are close and whose coarse detail agrees."""
+    part = a[rows.start : rows.stop]
+    close = np.zeros((len(part), len(b)), bool)
+    for first, second in _SIDES:
+        bits = np.bitwise_count(part["hashes"][:, first, turn, None] ^ b["hashes"][None, :, second, 0])
+        close |= bits <= MAX_BITS
+    close &= ~part["flat"][:, None] & ~b["flat"][None, :]
+    i, j = np.nonzero(close)
+    i = i + rows.start
+    if within:
+        i, j = i[i < j], j[i < j]
+    agreement = np.zeros(len(i))
+    for first, second in _SIDES:
+        for start in range(0, len(i), 8192):
+            chunk = slice(start, start + 8192)
+            left = _TURN[turn](a["detail"][i[chunk], first]).astype(np.float32)
+            right = b["detail"][j[chunk], second].astype(np.float32)
+            agreement[chunk] = np.maximum(agreement[chunk], np.einsum("nyx,nyx->n", left, right))
+    kept = agreement >= QUICK_AGREEMENT
+    return i[kept], j[kept]
+
+
+def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
+    moving = np.stack([equalize(thumb) for thumb in _TURN[turn](a["thumb"][i])])
+    fixed = np.stack([equalize(thumb) for thumb in b["thumb"][j]])
+    return [
+        NearPair(int(i[place]), int(j[place]), float(agreement), turn)
+        for place, agreement in enumerate(agreements(moving, fixed))
+        if agreement >= AGREEMENT
+    ]
+
+
+def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """(N,) how well the fine structure of pictures agrees once they are laid over each other, at most 1.
+
+    ``moving`` and ``fixed`` (N, SIDE_PX, SIDE_PX) are equalized, pair by pair. Pairs that disagree at half resolution
+    have that disagreement for an answer: most candidates are strangers, and this is a quarter of the work.
+    """
+    shift, zoom = np.zeros((len(moving), 2)), np.ones((len(moving), 2))
+    shift, zoom = _register(moving, fixed, shift, zoom, side=SIDE_PX // 2, steps=6)
+    found = np.array(
+        [_correlation(local_detail(one, 1.5), local_detail(other, 1.5))
+         for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX // 2)]
+    )  # fmt: skip
+    kept = np.flatnonzero(found >= COARSE_AGREEMENT)
+    if len(kept):
+        moving, fixed = moving[kept], fixed[kept]
+        shift, zoom = _register(moving, fixed, shift[kept], zoom[kept], side=SIDE_PX, steps=5)
+        found[kept] = [
+            max(_detail_correlation(one, other), _detail_correlation(other, one))
+            for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX)
+        ]
+    return found
+
+
+def _overlaps(
+    moving: np.ndarray, fixed: np.ndarray, shift: np.ndarray, zoom: np.ndarray, side: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pair by pair the part that both show, laid over each other."""
+    over_x, _, inside_x = _sampling(shift[:, 0] * side / SIDE_PX, zoom[:, 0], side)
+    over_y, _, inside_y = _sampling(shift[:, 1] * side / SIDE_PX, zoom[:, 1], side)
+    laid = over_y @ shrink(moving, side) @ over_x.transpose(0, 2, 1)
+    for one, other, x, y in zip(laid, shrink(fixed, side), inside_x, inside_y, strict=True):
+        yield one[y][:, x], other[y][:, x]
+
+
+def _detail_correlation(source: np.ndarray, target: np.ndarray) -> float:
+    """Of ``target`` with what ``source`` becomes when each of its gray levels is given its mean level in ``target``.
+
+    That undoes any window; where a window has cut off what lay beyond it, the other direction still holds.
+    """
+    levels = np.minimum((source * _GRAY_BINS).astype(int), _GRAY_BINS - 1)
+    counts = np.bincount(levels.ravel(), minlength=_GRAY_BINS)
+    sums = np.bincount(levels.ravel(), target.ravel(), minlength=_GRAY_BINS)
+    mapped = (sums / np.maximum(counts, 1))[levels]
+    return _correlation(local_detail(mapped, 2.0), local_detail(target, 2.0))
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
+
+
+def _register(
+    moving: np.ndarray, fixed: np.ndarray, shift: np.ndarray, zoom: np.ndarray, *, side: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Better shift (in thumb pixels) and zoom, each (N, 2) for x and y, of what lays ``moving`` over ``fixed``.
+
+    Gauss-Newton on the squared difference at ``side`` pixels, up to gain and offset of the gray levels.
+    Source: Lucas and Kanade 1981; in the form of Baker and Matthews 2004, IJCV 56:221.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    scale = side / SIDE_PX
+    away = (np.arange(side) - (side - 1) / 2).astype(np.float32)
+    source, target = (gaussian_filter(shrink(grid, side), 1.0, axes=(1, 2)) for grid in (moving, fixed))
+    for _ in range(steps):
+        over_x, slope_x, inside_x = _sampling(shift[:, 0] * scale, zoom[:, 0], side)
+        over_y, slope_y, inside_y = _sampling(shift[:, 1] * scale, zoom[:, 1], side)
+        known = (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
+        rows = over_y @ source
+        laid = _centered(rows @ over_x.transpose(0, 2, 1), known)
+        wanted = _centered(target, known)
+        gain = (laid * wanted).sum((1, 2)) / np.maximum((laid * laid).sum((1, 2)), 1e-6)
+        gain = np.clip(gain, 0.3, 3.0).astype(np.float32)[:, None, None]
+        by_x = gain * known * (rows @ slope_x.transpose(0, 2, 1))
+        by_y = gain * known * (slope_y @ source @ over_x.transpose(0, 2, 1))
+        slopes = np.stack([by_x, by_y, by_x * away, by_y * away[:, None]], 1).reshape(len(moving), 4, -1)
+        left_over = (wanted - gain * laid).reshape(len(moving), -1, 1)
+        normal = slopes @ slopes.transpose(0, 2, 1) + 1e-3 * side * np.eye(4)
+        step = np.linalg.solve(normal, slopes @ left_over)[..., 0]
+        shift = np.clip(shift + step[:, :2] / scale, -_MAX_SHIFT_PX, _MAX_SHIFT_PX)
+        zoom = np.clip(zoom + step[:, 2:], 1 / _MAX_ZOOM, _MAX_ZOOM)
+    return shift, zoom
+
+
+def _centered(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Minus their mean where known, 0 elsewhere."""
+    mean = (values * known).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1.0)
+    return (values - mean[:, None, None]) * known
+
+
+def _sampling(shift_px: np.ndarray, zoom: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear interpolation along one axis, as matrices (N, side, side); its slope; which samples lie in the picture."""
+    middle = (side - 1) / 2
+    position = middle + zoom[:, None] * (np.arange(side) - middle) + shift_px[:, None]
+    inside = (position >= 0) & (position <= side - 1)
+    position = np.clip(position, 0, side - 1 - 1e-6)
+    below = position.astype(int)
+    part = (position - below).astype(np.float32)
+    values, slopes = np.zeros((2, len(zoom), side, side), np.float32)
+    pair, sample = np.arange(len(zoom))[:, None], np.arange(side)[None, :]
+    values[pair, sample, below], values[pair, sample, below + 1] = 1 - part, part
+    slopes[pair, sample, below], slopes[pair, sample, below + 1] = -1, 1
+    return values, slopes, inside
+
+
+def clusters(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Per member of 0..size-1, the smallest member that a chain of pairs joins it to."""
+    parent = list(range(size))
+
+    def root(member: int) -> int:
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return [root(member) for member in range(size)]
