@@ -38,6 +38,8 @@ class Example:
     question_type: str = "unknown"
     patient: str | None = None
     """Pseudonymous key of the patient, volume or region that examples may share; None when unknown."""
+    rationale: str | None = None
+    """Reasoning that leads to the target, where the source has it: what supervised training may imitate."""
 
     @property
     def target_text(self) -> str:
@@ -122,6 +124,8 @@ class Groups:
     """The groups of one step, in the sampler's order."""
 
     items: tuple[Group, ...]
+    dropped: tuple[Group, ...] = ()
+    """Groups that dynamic sampling drew and left out, because all their rewards were equal."""
 
     def __iter__(self):
         return iter(self.items)

@@ -27,6 +27,8 @@ _SPARE_BYTES = 64 * 2**20
 _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 1024
 _LIST_COLUMNS = ("images", "options")
+_OPTIONAL_COLUMNS = ("patient", "rationale")
+"""May be null. Stores written before there was a rationale have no such column, and keep their fingerprint."""
 _WHAT_A_STORE_IS = (
     "a store is a folder with data.parquet, store.json and images/; make one with "
     "`medrl import ... --out STORE` or medrl.data.store.write_store"
@@ -325,6 +327,8 @@ def _fingerprint(rows: Sequence[Example], digests: dict[str, str]) -> str:
     total = hashlib.sha256(f"medrl store {FORMAT_VERSION}\n".encode())
     for row in rows:
         plain = {name: _plain(getattr(row, name)) for name in COLUMNS}
+        if plain["rationale"] is None:
+            del plain["rationale"]
         plain["bytes"] = [digests[image.as_posix()] for image in row.images]
         total.update(json.dumps(plain, sort_keys=True).encode() + b"\n")
     return total.hexdigest()
@@ -354,6 +358,8 @@ def _read_rows(path: Path) -> list[Example]:
         table = pyarrow.parquet.read_table(path / "data.parquet")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path / 'data.parquet'} is not readable Parquet ({error}); import the data again") from error
+    if "rationale" not in table.column_names:
+        table = table.append_column("rationale", pyarrow.nulls(len(table), pyarrow.string()))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise DataError(f"{path / 'data.parquet'} has no column {', '.join(missing)}; {_WHAT_A_STORE_IS}")
@@ -363,7 +369,7 @@ def _read_rows(path: Path) -> list[Example]:
 def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
     for name in COLUMNS:
         value = row[name]
-        fits = isinstance(value, str) or (value is None and name == "patient")
+        fits = isinstance(value, str) or (value is None and name in _OPTIONAL_COLUMNS)
         if name in _LIST_COLUMNS:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not fits:
