@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medrl.training.metrics import rollout_rows, step_metrics
-from medrl.training.update import Update
+from medrl.training.update import Measured, Update
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 UPDATE = Update(
@@ -59,6 +60,12 @@ def test_a_row_holds_the_figures_worked_out_by_hand():
         "completions/max_length": 9,
         "completions/mean_terminated_length": 5.0,
         "completions/clipped_ratio": 0.25,
+        "tags_off": 1.0,
+        "answer_letters": {"A": 3, "B": 0},
+        "target_letters": {"A": 0, "B": 4},
+        "completions/mean_length_wrong": 6.0,  # of 4, 6, 9 and 5; none is right
+        "pass@1": 0.0,
+        "pass@2": 0.0,
     }
 
 
@@ -69,7 +76,9 @@ def test_a_step_without_rewards_reports_none():
 
 
 def test_every_completion_has_its_row_with_its_own_advantage():
-    rows = rollout_rows(7, GROUPS, [[-1.0, 1.0], [0.0, 0.0]], Path("/stores/ct"))
+    seen = Measured(entropy=1.5, kl=None, sampling_gap=0.25)
+    update = replace(UPDATE, completions=((seen, seen), None))
+    rows = rollout_rows(7, GROUPS, [[-1.0, 1.0], [0.0, 0.0]], update, Path("/stores/ct"))
     assert [(row["prompt_id"], row["reward"], row["advantage"]) for row in rows] == [
         ("one", 1.0, -1.0),
         ("one", 2.0, 1.0),
@@ -87,4 +96,8 @@ def test_every_completion_has_its_row_with_its_own_advantage():
         "answer": None,
         "target": "B",
         "advantage": 0.0,
+        "tokens": 9,
+        "implied": None,
+        "tags_off": True,
     }
+    assert (rows[1]["entropy"], rows[1]["sampling_gap"], "kl" in rows[1]) == (1.5, 0.25, False)
