@@ -61,8 +61,8 @@ def constant_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
     """
     if max_tokens is None:
         raise SettingsError("reduction 'constant' divides by the longest allowed completion: give max_tokens")
-    weight = 1 / (len(lengths) * max_tokens)
-    return torch.where(lengths > 0, weight, 0.0).to(torch.float64).unsqueeze(-1)
+    counted = (lengths > 0).to(torch.float64).unsqueeze(-1)
+    return counted / (max(1, len(lengths)) * max_tokens)
 
 
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
