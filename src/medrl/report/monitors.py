@@ -107,7 +107,7 @@ def _value(name: str, sign: float = 1.0) -> Callable[[Row, History], float | Non
 
 
 def _length(row: Row) -> float:
-    return float(row.get("tokens") or len(row["completion"]))
+    return float(row["tokens"] if "tokens" in row else len(row["completion"]))
 
 
 RULES: tuple[Rule, ...] = (

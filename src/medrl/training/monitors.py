@@ -17,8 +17,11 @@ from medrl.rewards.option_text import clean, words_of
 from medrl.rewards.parse import find_tags
 from medrl.types import LETTERS, Completion, Example, Group, Groups, Mode, Rollout
 
+# A small letter must end its clause: "the answer is a tumor" names no option.
 _LETTER_NAMED = re.compile(
-    r"(?:(?:answer|option|choice|letter)\s*(?:is|would be|should be|:|=)?\s*[(\[*\"']*([a-j])(?![\w'’])|[(\[]([a-j])[)\]])", re.I
+    r"""(?i:answer|option|choice|letter)\s*(?i:is|would\sbe|should\sbe|:|=)?\s*[(\[*"']*
+        ([A-J](?![\w'’])|[a-j](?=[)\]*"',:]|\s*\Z)) | [(\[]([A-Ja-j])[)\]]""",
+    re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"[.!?\n;]+")
 
