@@ -15,7 +15,7 @@ from medrl.training.curriculum import Curriculum, arrange
 from medrl.training.group_relative import GroupRelative, charge_kl, mix_into, shape_overlong
 from medrl.training.methods import check_demonstrations, demonstrate, keep_best, make_method
 from medrl.training.optim import AdamW, Optim
-from medrl.training.released import RELEASED, ReleasedTurns
+from medrl.training.released import SYSTEM, ReleasedTurns
 from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
@@ -216,32 +216,26 @@ def test_the_released_script_trains_on_none_on_the_prompt_and_on_a_turn_that_nev
     batch = turns.pack(groups)
     tokenizer = policy.processor.tokenizer
     before, after = (tokenizer.decode(part.completions[0]) for part in batch)
-    example = examples[0]
-    assert before.startswith("im_start|>system"[-6:]) or "system" in before
-    assert "Your task: Provide the correct single-letter choice" in before and "A)CT, B)MRI" in before
-    assert "<|image_pad|>" not in before + after and "<|vision" not in before + after
-    target = RELEASED.format(letter=example.target)
-    assert after.replace("\n\n", "\n\n").endswith(f"{target}<|im_end|>\n<|im_start|>assistant\n")
+    target = examples[0].target
+    assert before == f"system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhich modality was used? A)CT, B)MRI"
+    assert after == (
+        f"<|im_end|>\n<|im_start|>assistant\nNone\n\n<answer> {target} </answer><|im_end|>\n<|im_start|>assistant\n"
+    )
 
     # The loss is the mean over every text token of the whole turn, as one plain pass over the sequence gives it.
-    whole = turns._turn(groups.items[0])
-    answer = list(groups.rollouts[0].completion.token_ids)
-    (plain,) = naive_logprobs(policy, [whole], [[answer]])
-    recorder = AdamW(policy.model.named_parameters(), Optim(lr=1e-3))
-    update = update_policy(turns, batch, recorder, SFT(emulate="med-r1-released"), lr=0.0)
-    policy_again = make_policy()
-    ids = torch.cat([whole.token_ids, torch.tensor(answer)])
-    positions = policy_again.layout([whole], [[answer]]).positions
-    assert positions.shape[1] == len(ids) - 1
-    n_text = sum(len(part.completions[0]) for part in batch)
+    whole, answer = turns._turn(groups.items[0]), torch.tensor(groups.rollouts[0].completion.token_ids)
+    first = replace(whole, token_ids=whole.token_ids[:1], positions=whole.positions[:, :1], pixels=None, grids=whole.grids[:0])
     start, end = turns._image_span(whole.token_ids)
-    assert n_text == (start - 1) + (len(whole.token_ids) - end) + len(answer)
-    turns.pack(groups)
-    logprobs = policy_again.logprobs(turns.encode([part.prompt for part in batch]), [part.completions for part in batch])
-    tail = logprobs.logprobs[1, len(whole.token_ids) - end : len(whole.token_ids) - end + len(answer)]
-    torch.testing.assert_close(tail, plain.detach(), rtol=1e-9, atol=1e-9)
-    total = float((logprobs.logprobs * logprobs.completion_mask).sum())
-    assert update.loss == pytest.approx(-total / n_text, rel=1e-6)
+    through_image = replace(whole, token_ids=whole.token_ids[:end], positions=whole.positions[:, :end])
+    labels = [whole.token_ids[1:start], torch.cat([whole.token_ids[end:], answer])]
+    plain = [
+        naive_logprobs(policy, [prompt], [[ids.tolist()]])[0]
+        for prompt, ids in zip([first, through_image], labels, strict=True)
+    ]
+    expected = -torch.cat(plain).mean().item()
+    optimizer = AdamW(policy.model.named_parameters(), Optim(lr=1e-3))
+    update = update_policy(turns, batch, optimizer, SFT(emulate="med-r1-released"), lr=1e-3)
+    assert update.loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_released_script_takes_one_image_per_question(policy, examples):
