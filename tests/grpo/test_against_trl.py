@@ -1,7 +1,7 @@
 """Loss, gradient and advantages against TRL's own code, run on the same tensors. Skips where TRL is not installed.
 
-``_compute_loss`` is called on a stand-in for the trainer that has nothing but the settings it reads; the advantage code, which
-is inside a long method there, is cut out of TRL's source and run.
+``_compute_loss`` is called on a stand-in for the trainer that has nothing but the settings it reads; the advantage
+code, which is inside a long method there, is cut out of TRL's source and run.
 """
 
 import ast
@@ -34,7 +34,10 @@ THEIRS: dict[str, tuple[GRPO, dict[str, Any]]] = {
     "dapo": (GRPO(algorithm="dapo"), {"loss_type": "dapo"}),
     "dapo with entropy": (GRPO(algorithm="dapo", entropy_coef=0.02), {"loss_type": "dapo"}),
     "gspo": (GRPO(algorithm="gspo"), {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
-    "gspo with KL": (GRPO(algorithm="gspo", kl_coef=0.04), {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+    "gspo with KL": (
+        GRPO(algorithm="gspo", kl_coef=0.04),
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    ),
     "cispo": (GRPO(algorithm="cispo"), {"loss_type": "cispo", "epsilon_high": 5.0}),
 }
 """Our settings -> TRL's. CISPO's upper bound is 1 + clip_high here and epsilon_high there."""
@@ -159,7 +162,8 @@ def test_rloo_is_trl_s(random_steps):
 
 
 def statements(function: Any, first: str, last: str) -> Any:
-    """The compiled statements of a function from the one that begins with ``first`` to the one that begins with ``last``."""
+    """The compiled statements of a function from the one that begins with ``first`` to the one that begins with
+    ``last``."""
     body = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body  # type: ignore[attr-defined]
     texts = [ast.unparse(statement) for statement in body]
     start = next(i for i, text in enumerate(texts) if text.startswith(first))
@@ -172,7 +176,9 @@ def run(code: Any, rewards: np.ndarray, **trainer: Any) -> np.ndarray:
     flat = torch.from_numpy(rewards.reshape(-1))
     names: dict[str, Any] = {
         "self": SimpleNamespace(
-            multi_objective_aggregation="sum_then_normalize", reward_weights=torch.ones(1, dtype=torch.float64), **trainer
+            multi_objective_aggregation="sum_then_normalize",
+            reward_weights=torch.ones(1, dtype=torch.float64),
+            **trainer,
         ),
         "rewards": flat.clone(),
         "rewards_per_func": flat[:, None],
@@ -187,11 +193,15 @@ def run(code: Any, rewards: np.ndarray, **trainer: Any) -> np.ndarray:
     return names["advantages"].numpy().reshape(rewards.shape)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("paper", "group"), ("grpo", "group"), ("dapo", "group"), ("gspo", "group"),
-                                             ("cispo", "group"), ("dr_grpo", "none")])  # fmt: skip
+SCALES = {"paper": "group", "grpo": "group", "dapo": "group", "gspo": "group", "cispo": "group", "dr_grpo": "none"}
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALES.items())
 def test_advantages_are_those_of_trl(name, scale, random_steps):
     code = statements(
-        GRPOTrainer._generate_and_score_completions, "if self.multi_objective_aggregation", "advantages = torch.nan_to_num"
+        GRPOTrainer._generate_and_score_completions,
+        "if self.multi_objective_aggregation",
+        "advantages = torch.nan_to_num",
     )
     for seed in range(CASES):
         rewards = random_steps(seed)["rewards"]

@@ -38,9 +38,9 @@ def our_loss(name: str, step: dict[str, np.ndarray], settings: GRPO):
     t["entropy"].requires_grad_()
     lengths = t["completion_mask"].sum(1)
     terms = policy_loss(
-        t["logprobs"], t["advantages"][:, None], t["completion_mask"], REDUCTIONS[settings.reduction](lengths, MAX_TOKENS),
-        settings, None if name == "paper" else t["old_logprobs"], t["ref_logprobs"], t["entropy"],
-        1 / max(1, int(lengths.sum())),
+        t["logprobs"], t["advantages"][:, None], t["completion_mask"],
+        REDUCTIONS[settings.reduction](lengths, MAX_TOKENS), settings,
+        None if name == "paper" else t["old_logprobs"], t["ref_logprobs"], t["entropy"], 1 / max(1, int(lengths.sum())),
     )  # fmt: skip
     terms.loss.backward()
     assert t["logprobs"].grad is not None

@@ -20,8 +20,8 @@ SOUND = {
 def rollout(step: int, prompt: str, **changes) -> dict:
     row = {
         "step": step, "prompt_id": prompt, "images": [], "completion": f"<answer>A</answer> of {prompt}",
-        "finish_reason": "stop", "reward": 2.0, "parts": {}, "answer": "A", "target": "A", "advantage": 0.5, "tokens": 9,
-        "implied": "A", "tags_off": False, "entropy": 1.0, "kl": 0.01, "sampling_gap": 0.001,
+        "finish_reason": "stop", "reward": 2.0, "parts": {}, "answer": "A", "target": "A", "advantage": 0.5,
+        "tokens": 9, "implied": "A", "tags_off": False, "entropy": 1.0, "kl": 0.01, "sampling_gap": 0.001,
     }  # fmt: skip
     return {**row, **changes}
 
@@ -82,7 +82,13 @@ def test_the_worst_completions_are_the_worst_at_the_end_each_of_another_prompt(m
     ]
     _, readings = make_run({}, rows)
     worst = readings["Unreadable answers"].worst
-    assert [(row["prompt_id"], row["tokens"]) for row in worst] == [("p6", 60), ("p5", 50), ("p4", 40), ("p3", 30), ("p2", 20)]
+    assert [(row["prompt_id"], row["tokens"]) for row in worst] == [
+        ("p6", 60),
+        ("p5", 50),
+        ("p4", 40),
+        ("p3", 30),
+        ("p2", 20),
+    ]
 
 
 @pytest.mark.parametrize(

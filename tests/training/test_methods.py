@@ -1,4 +1,5 @@
-"""How a step gets its groups and advantages: sampling again, shaping rewards, balancing, moving the reference, imitating."""
+"""How a step gets its groups and advantages: sampling again, shaping rewards, balancing, moving the reference,
+imitating."""
 
 from dataclasses import replace
 
@@ -31,7 +32,9 @@ def group(name: str, rewards: list[float], *, lengths=None, answers=None, modali
     lengths, answers = lengths or [2] * len(rewards), answers or ["A" if reward else "B" for reward in rewards]
     rollouts = tuple(
         Rollout(
-            completion=Completion(text="x", token_ids=tuple(range(n)), finish_reason="stop", sampling_logprobs=(-1.0,) * n),
+            completion=Completion(
+                text="x", token_ids=tuple(range(n)), finish_reason="stop", sampling_logprobs=(-1.0,) * n
+            ),
             score=Score(value=reward, parts={"right": reward}, answer=answer),
         )
         for reward, n, answer in zip(rewards, lengths, answers, strict=True)
@@ -125,7 +128,9 @@ def test_the_kl_in_the_reward_is_the_sampler_s_log_probability_less_the_referenc
 
 def test_a_kl_in_the_reward_needs_what_the_sampler_saw():
     bare = group("a", LIVE)
-    bare = replace(bare, rollouts=tuple(replace(r, completion=replace(r.completion, sampling_logprobs=())) for r in bare.rollouts))
+    bare = replace(
+        bare, rollouts=tuple(replace(r, completion=replace(r.completion, sampling_logprobs=())) for r in bare.rollouts)
+    )
     with pytest.raises(SettingsError, match="sampler's log-probabilities"):
         charge_kl(Groups((bare,)), None, 0.1, 1.0)  # type: ignore[arg-type]
 
@@ -224,7 +229,9 @@ def test_the_released_script_trains_on_none_on_the_prompt_and_on_a_turn_that_nev
 
     # The loss is the mean over every text token of the whole turn, as one plain pass over the sequence gives it.
     whole, answer = turns._turn(groups.items[0]), torch.tensor(groups.rollouts[0].completion.token_ids)
-    first = replace(whole, token_ids=whole.token_ids[:1], positions=whole.positions[:, :1], pixels=None, grids=whole.grids[:0])
+    first = replace(
+        whole, token_ids=whole.token_ids[:1], positions=whole.positions[:, :1], pixels=None, grids=whole.grids[:0]
+    )
     start, end = turns._image_span(whole.token_ids)
     through_image = replace(whole, token_ids=whole.token_ids[:end], positions=whole.positions[:, :end])
     labels = [whole.token_ids[1:start], torch.cat([whole.token_ids[end:], answer])]

@@ -199,9 +199,7 @@ def test_a_curriculum_resumes_to_the_bit_also_from_the_middle_of_its_estimate(
 
     settings = small.model_copy(update={"curriculum": Curriculum(use=use, rollouts=3)})
     options = {"settings": settings, "quiet": True}
-    whole = train(
-        Policy.load(model_folder), examples, sometimes_right, OBJECTIVE, out=tmp_path / "whole", **options
-    )
+    whole = train(Policy.load(model_folder), examples, sometimes_right, OBJECTIVE, out=tmp_path / "whole", **options)
     rates = {row["id"]: row["right"] / row["rollouts"] for row in whole.pass_rates()}
     assert len(rates) == 7 and 0 < sum(0 < rate < 1 for rate in rates.values()) < 7
     asked = [row["prompt_id"] for row in whole.rollouts()][::2]

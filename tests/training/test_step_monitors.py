@@ -70,7 +70,9 @@ def test_tags_are_off_unless_each_stands_once(text, mode, off):
     assert tags_off(completion(text, mode)) is off
 
 
-def group(answers: list[str | None], target: str = "A", lengths: list[int] | None = None, thought: str = "It is CT.") -> Group:
+def group(
+    answers: list[str | None], target: str = "A", lengths: list[int] | None = None, thought: str = "It is CT."
+) -> Group:
     rollouts = tuple(
         Rollout(
             completion=completion(f"<think>{thought}</think><answer>{answer}</answer>", length=length),
@@ -78,11 +80,15 @@ def group(answers: list[str | None], target: str = "A", lengths: list[int] | Non
         )
         for answer, length in zip(answers, lengths or [3] * len(answers), strict=True)
     )
-    return Group(example=example(target=target), prompt=Prompt(id="e", text="?", images=(), mode="think"), rollouts=rollouts)
+    return Group(
+        example=example(target=target), prompt=Prompt(id="e", text="?", images=(), mode="think"), rollouts=rollouts
+    )
 
 
 def test_the_monitors_of_a_step_by_hand():
-    row = step_monitors(Groups((group(["A", "B", None, "A"], lengths=[2, 10, 20, 4]), group(["B", "B", "B", "B"], "B"))))
+    row = step_monitors(
+        Groups((group(["A", "B", None, "A"], lengths=[2, 10, 20, 4]), group(["B", "B", "B", "B"], "B")))
+    )
     assert row["think_agreement"] == 2 / 7  # two of seven readable answers are the CT of every reasoning
     assert row["think_implied"] == 7 / 8
     assert row["tags_off"] == 0.0

@@ -14,9 +14,7 @@ from medrl.errors import SettingsError
 class Sampler:
     """Draws example indices without end. Its whole state is ``position``."""
 
-    def __init__(
-        self, n_examples: int, seed: int, position: int = 0, ranks: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, n_examples: int, seed: int, position: int = 0, ranks: Sequence[float] | None = None) -> None:
         """
         Args:
             n_examples: size of the data set, at least 1.

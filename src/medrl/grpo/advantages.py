@@ -1,8 +1,8 @@
 """Rewards of groups -> advantages: how much better a completion was than the others of its prompt, or of its step.
 
-Every function takes ``(N, G)`` rewards, gives ``(N, G)`` float64 where the rewards were, and raises ``NonFiniteError`` for a
-reward that is NaN or infinite and ``RewardError`` for groups of unequal size or of fewer than 2 completions. Rewards that are
-all equal give exactly 0: they teach nothing.
+Every function takes ``(N, G)`` rewards, gives ``(N, G)`` float64 where the rewards were, and raises ``NonFiniteError``
+for a reward that is NaN or infinite and ``RewardError`` for groups of unequal size or of fewer than 2 completions.
+Rewards that are all equal give exactly 0: they teach nothing.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ Rewards = Sequence[Sequence[float]] | Tensor
 def group_advantages(rewards: Rewards) -> Tensor:
     """(reward - mean of its group) / (standard deviation of its group + 1e-4).
 
-    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2, with the unbiased standard deviation and the floor of TRL 0.14.
+    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2, with the unbiased standard deviation and the floor of TRL
+    0.14.
     """
     rewards = _as_matrix(rewards)
     spread = rewards.std(dim=-1, correction=1, keepdim=True)
@@ -47,7 +48,8 @@ def leave_one_out_advantages(rewards: Rewards) -> Tensor:
 
 
 def batch_advantages(rewards: Rewards) -> Tensor:
-    """(reward - mean of the step) / (standard deviation over the step + 1e-4): a completion against all others of its step.
+    """(reward - mean of the step) / (standard deviation over the step + 1e-4): a completion against all others of its
+    step.
 
     A group of equal rewards is not idle here: it is better or worse than the step.
     Source: REINFORCE++, arXiv 2501.03262, global advantage normalization.
@@ -66,23 +68,26 @@ def group_then_batch_advantages(rewards: Rewards) -> Tensor:
 def balance_advantages(advantages: Tensor, scales: Tensor) -> Tensor:
     """Advantages made louder for rare and hard domains, then brought back to a standard deviation of 1 over the step.
 
-    ``(N, G)`` advantages and the ``(N,)`` ``domain_scales`` of their prompts. The division keeps the length of the step; where
-    every advantage is 0, they stay 0. Source: DRPO (QoQ-Med), arXiv 2506.00711.
+    ``(N, G)`` advantages and the ``(N,)`` ``domain_scales`` of their prompts. The division keeps the length of the
+    step; where every advantage is 0, they stay 0. Source: DRPO (QoQ-Med), arXiv 2506.00711.
     """
     scaled = advantages / scales.to(advantages)[:, None]
-    return scaled / (scaled.std(correction=1) + SPREAD_FLOOR * scaled.abs().max()).clamp(min=torch.finfo(scaled.dtype).tiny)
+    return scaled / (scaled.std(correction=1) + SPREAD_FLOOR * scaled.abs().max()).clamp(
+        min=torch.finfo(scaled.dtype).tiny
+    )
 
 
 MEAN_REWARD_FLOOR = 0.05
-"""A domain in which nothing succeeds yet is as hard as one with this mean reward; without a floor it would drown the rest."""
+"""A domain in which nothing succeeds yet is as hard as one with this mean reward; without a floor it would drown the
+rest."""
 
 
 def domain_scales(counts: Sequence[int], mean_rewards: Sequence[float]) -> Tensor:
     """What the advantages of a domain are divided by: sqrt(prompts seen of it) * its mean reward so far.
 
     ``(D,)`` counts (at least 1) and mean rewards give ``(D,)`` float64. Rare and hard domains have a small scale.
-    Source: DRPO (QoQ-Med), arXiv 2506.00711, the domain level; its clusters of questions within a domain are left out, and the
-    floor under the mean reward is ours.
+    Source: DRPO (QoQ-Med), arXiv 2506.00711, the domain level; its clusters of questions within a domain are left out,
+    and the floor under the mean reward is ours.
     """
     seen = torch.tensor(list(counts), dtype=torch.float64)
     means = torch.tensor(list(mean_rewards), dtype=torch.float64)
@@ -90,7 +95,8 @@ def domain_scales(counts: Sequence[int], mean_rewards: Sequence[float]) -> Tenso
 
 
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
-    """0 for a completion that ends before the last ``buffer`` tokens below ``limit``, then falling linearly to -1 at the limit.
+    """0 for a completion that ends before the last ``buffer`` tokens below ``limit``, then falling linearly to -1 at
+    the limit.
 
     Token counts of any shape in, float64 of that shape out. ``buffer`` is at least 1.
     Source: DAPO, arXiv 2503.14476, eq. 13 (soft overlong punishment).

@@ -1,6 +1,7 @@
 """The algorithms, in one table: what each takes for the advantage, the ratio, the objective and the KL.
 
-    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it) - entropy_coef * mean entropy
+    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it) - entropy_coef * mean
+    entropy
 
 A row says where an algorithm differs; ``losses.policy_loss`` puts it together. ``docs/grpo.md`` has a section on each.
 """
@@ -48,7 +49,8 @@ class Algorithm:
     kl: Callable[[Tensor, Tensor], Tensor] = k3_kl
     """(logprobs, ref_logprobs) -> (R, T), the estimator in the loss."""
     kl_in_reward: bool = False
-    """The KL is taken off the reward before advantages are made (k1, summed over the completion), not added to the loss."""
+    """The KL is taken off the reward before advantages are made (k1, summed over the completion), not added to the
+    loss."""
     on_policy: bool = False
     """Only one update per rollout makes sense."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

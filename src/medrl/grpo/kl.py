@@ -1,6 +1,7 @@
 """Distance of the policy from its reference, estimated per token from log-probabilities alone.
 
-``(R, T)`` nats in and out, for tokens sampled by the policy. Source of the names: Schulman, "Approximating KL divergence" (2020).
+``(R, T)`` nats in and out, for tokens sampled by the policy. Source of the names: Schulman, "Approximating KL
+divergence" (2020).
 """
 
 import torch

@@ -1,10 +1,11 @@
 """The loss of an algorithm, as pure functions of tensors.
 
-    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it) - entropy_coef * mean entropy
+    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it) - entropy_coef * mean
+    entropy
 
-Objective and KL are those of the algorithm's row in ``algorithms.py``. The weights are fixed over the whole step before it is
-cut into micro-batches (and ranks), so that however it is cut, the parts add up to the same loss and the same gradient. Shapes:
-R completions, T tokens; a mask is 1 where a token counts.
+Objective and KL are those of the algorithm's row in ``algorithms.py``. The weights are fixed over the whole step before
+it is cut into micro-batches (and ranks), so that however it is cut, the parts add up to the same loss and the same
+gradient. Shapes: R completions, T tokens; a mask is 1 where a token counts.
 """
 
 from collections.abc import Callable
@@ -86,17 +87,17 @@ def policy_loss(
 ) -> LossTerms:
     """The loss of some completions of a step (lower is better), by the algorithm ``settings`` names.
 
-    ``logprobs``, ``old_logprobs``, ``ref_logprobs``, ``entropy`` and ``completion_mask`` are ``(R, T)``; ``advantages`` and
-    ``weights`` (from ``REDUCTIONS``, over the whole step) are ``(R, 1)``; ``entropy_weight`` is 1 / (tokens of the step).
-    Where the mask is 0 the log-probabilities may hold anything, NaN included. Computed in float32, or in float64 when
-    ``logprobs`` are.
+    ``logprobs``, ``old_logprobs``, ``ref_logprobs``, ``entropy`` and ``completion_mask`` are ``(R, T)``; ``advantages``
+    and ``weights`` (from ``REDUCTIONS``, over the whole step) are ``(R, 1)``; ``entropy_weight`` is 1 / (tokens of the
+    step). Where the mask is 0 the log-probabilities may hold anything, NaN included. Computed in float32, or in float64
+    when ``logprobs`` are.
 
     ``old_logprobs=None`` means on-policy, the first update on fresh completions: the ratio is exactly 1 and the
     gradient is that of advantage * log-probability.
     Source: DeepSeekMath, arXiv 2402.03300, eq. 3, with the signs turned; of the others: their rows.
 
-    Raises ``SettingsError`` when ``kl_coef`` asks for a reference and ``ref_logprobs`` is None, or ``entropy_coef`` for the
-    entropy.
+    Raises ``SettingsError`` when ``kl_coef`` asks for a reference and ``ref_logprobs`` is None, or ``entropy_coef`` for
+    the entropy.
     """
     row = settings.row
     kl_coef = 0.0 if row.kl_in_reward else settings.kl_coef

@@ -1,8 +1,8 @@
 """What an update makes larger, per token: objectives and the ratios they look at.
 
-Shapes: R completions, T tokens. ``logprobs`` and ``old_logprobs`` are ``(R, T)`` nats, 0 where nothing counts; ``counts`` is
-``(R, T)``, true where a token counts; ``advantages`` are ``(R, 1)``. An objective gives ``(R, T)``, or ``(R, 1)`` where all
-tokens of a completion share one value. Higher is better.
+Shapes: R completions, T tokens. ``logprobs`` and ``old_logprobs`` are ``(R, T)`` nats, 0 where nothing counts;
+``counts`` is ``(R, T)``, true where a token counts; ``advantages`` are ``(R, 1)``. An objective gives ``(R, T)``, or
+``(R, 1)`` where all tokens of a completion share one value. Higher is better.
 """
 
 import math
@@ -30,15 +30,20 @@ def summed_log_ratio(logprobs: Tensor, old_logprobs: Tensor, counts: Tensor) -> 
     return torch.where(counts.bool(), logprobs - old_logprobs, 0.0).sum(dim=-1, keepdim=True)
 
 
-def on_policy_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def on_policy_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """ratio * A with a ratio that is exactly 1: its gradient is that of A * log pi. Nothing to clip.
 
-    Source: the papers' trainer, -(exp(lp - sg(lp)) * A), which is DeepSeekMath, arXiv 2402.03300, eq. 21 with pi_old = pi.
+    Source: the papers' trainer, -(exp(lp - sg(lp)) * A), which is DeepSeekMath, arXiv 2402.03300, eq. 21 with pi_old =
+    pi.
     """
     return (logprobs - logprobs.detach()).exp() * advantages
 
 
-def clipped_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A).
 
     Once a ratio leaves the range in the direction its advantage pushes, it has no gradient.
@@ -52,7 +57,9 @@ def clipped_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, c
     return torch.where(advantages >= 0, at_most, at_least).exp() * advantages
 
 
-def cispo_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def cispo_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * log pi: the *weight* is clipped, every token keeps a gradient.
 
     ``clip_low`` 1 bounds the weight on one side only. Source: CISPO (MiniMax-M1), arXiv 2506.13585, eq. 4 and 5.

@@ -11,8 +11,9 @@ from medrl.settings import Settings
 class GRPO(Settings):
     """Group-relative policy optimization (DeepSeekMath, arXiv 2402.03300) and its relatives.
 
-    The defaults are those of TRL 0.14, with which both papers were run; they sampled 4 completions per prompt. Naming an
-    ``algorithm`` sets what it does differently (the table in ``algorithms.py``); whatever is given besides goes before that.
+    The defaults are those of TRL 0.14, with which both papers were run; they sampled 4 completions per prompt. Naming
+    an ``algorithm`` sets what it does differently (the table in ``algorithms.py``); whatever is given besides goes
+    before that.
     """
 
     algorithm: AlgorithmName = "grpo"
@@ -20,23 +21,27 @@ class GRPO(Settings):
     group_size: int = 8
     """Completions per prompt (G)."""
     kl_coef: float = 0.04
-    """Weight of the KL to the reference, in the loss or (``rloo``, ``reinforce++``) in the reward; 0 loads no reference."""
+    """Weight of the KL to the reference, in the loss or (``rloo``, ``reinforce++``) in the reward; 0 loads no
+    reference."""
     clip_low: float = 0.2
     """The ratio of new to old probability counts down to 1 - clip_low."""
     clip_high: float = 0.2
     """The ratio counts up to 1 + clip_high; larger than clip_low is DAPO's "clip-higher", arXiv 2503.14476."""
     reduction: Literal["sequence", "token", "constant"] = "sequence"
-    """``sequence``: every completion counts the same (GRPO); ``token``: every token counts the same (DAPO); ``constant``:
-    the sum over a completion's tokens counts, divided by the longest allowed length (Dr. GRPO)."""
+    """``sequence``: every completion counts the same (GRPO); ``token``: every token counts the same (DAPO);
+    ``constant``: the sum over a completion's tokens counts, divided by the longest allowed length (Dr. GRPO)."""
     updates_per_rollout: int = 1
     """Optimizer steps on the same completions; 1 is on-policy and needs no pass for the old log-probabilities."""
     entropy_coef: float = 0.0
-    """Weight of the mean entropy per token, which is added to what grows: against a collapse onto one way of writing."""
+    """Weight of the mean entropy per token, which is added to what grows: against a collapse onto one way of
+    writing."""
     dynamic_sampling: int = 0
-    """Draw prompts anew in place of groups whose rewards are all equal, in at most this many rounds; 0 or 1 takes what comes.
+    """Draw prompts anew in place of groups whose rewards are all equal, in at most this many rounds; 0 or 1 takes what
+    comes.
     Source: DAPO, arXiv 2503.14476, section 3.2."""
     overlong_share: float = 0.0
-    """The reward falls by up to 1 over this last share of ``max_new_tokens``; 0 does not look at the length. Source: DAPO."""
+    """The reward falls by up to 1 over this last share of ``max_new_tokens``; 0 does not look at the length. Source:
+    DAPO."""
     balance: Literal["none", "modality", "question_type", "source"] = "none"
     """Make advantages louder for domains that are rare and hard so far. Source: DRPO (QoQ-Med), arXiv 2506.00711."""
     sync_reference_every: int = 0
@@ -116,8 +121,8 @@ class GRPO(Settings):
     def _the_settings_fit_the_algorithm(self) -> Self:
         if self.row.on_policy and self.updates_per_rollout > 1:
             raise ValueError(
-                f"updates_per_rollout is {self.updates_per_rollout}, but algorithm '{self.algorithm}' is on-policy and has no "
-                "clip: use 'grpo', which is the same with one update, or set updates_per_rollout to 1"
+                f"updates_per_rollout is {self.updates_per_rollout}, but algorithm '{self.algorithm}' is on-policy and "
+                "has no clip: use 'grpo', which is the same with one update, or set updates_per_rollout to 1"
             )
         if self.row.by_completion and self.reduction != "sequence":
             raise ValueError(
@@ -126,6 +131,7 @@ class GRPO(Settings):
             )
         if self.sync_reference_every and not self.kl_coef:
             raise ValueError(
-                "sync_reference_every moves a reference, but kl_coef is 0, which loads none: set kl_coef, or leave it out"
+                "sync_reference_every moves a reference, but kl_coef is 0, which loads none: "
+                "set kl_coef, or leave it out"
             )
         return self

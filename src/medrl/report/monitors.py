@@ -1,4 +1,5 @@
-"""The monitors of a run: a figure over its last steps, the limit it is held against, and the five worst completions behind it.
+"""The monitors of a run: a figure over its last steps, the limit it is held against, and the five worst completions
+behind it.
 
 A monitor beyond its limit is a reason to read completions, not a verdict: the limits are rules of thumb of ours.
 """
@@ -152,7 +153,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         title="Entropy left",
-        meaning="entropy per token as a share of what it was in the first steps; little is left where one way of writing won",
+        meaning="entropy per token as a share of what it was in the first steps; little is left where one way of "
+        "writing won",
         figure=lambda h: h.left("entropy"), alarm="below", limit=0.1, badness=_value("entropy", -1.0),
     ),
     Rule(
@@ -167,8 +169,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         title="Right at least once in a group",
-        meaning="pass@k for the largest k, as a share of what it was in the first steps: below 1 where sampling finds less than "
-        "before",
+        meaning="pass@k for the largest k, as a share of what it was in the first steps: below 1 where sampling finds "
+        "less than before",
         figure=lambda h: h.left(_widest(h)), alarm="below", limit=0.95,
         badness=_if(_is_wrong, lambda row: -row["reward"]),
     ),

@@ -141,9 +141,7 @@ def _run_part(folder: Path) -> RunPart:
     checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*") if path.is_dir())
     metrics = run.metrics()
     monitors = read_monitors(run, metrics)
-    return RunPart(
-        name=folder.resolve().name, run=run, metrics=metrics, checkpoints=checkpoints, monitors=monitors
-    )
+    return RunPart(name=folder.resolve().name, run=run, metrics=metrics, checkpoints=checkpoints, monitors=monitors)
 
 
 def _curves(runs: Sequence[RunPart]) -> list[tuple[str, str, str]]:

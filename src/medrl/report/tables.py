@@ -206,7 +206,8 @@ def evaluation_alarms(evaluations: Sequence[Evaluation]) -> list[str]:
 def run_alarms(name: str, monitors: Sequence[Reading]) -> list[str]:
     """The monitors of a run that are beyond their limits at its end."""
     return [
-        f"{name}: at the end, {reading.title.lower()}: {reading.value}, where {reading.limit} is usual ({reading.meaning})."
+        f"{name}: at the end, {reading.title.lower()}: {reading.value}, where {reading.limit} is usual "
+        f"({reading.meaning})."
         for reading in monitors
         if reading.beyond
     ]

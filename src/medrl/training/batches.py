@@ -97,8 +97,8 @@ def cut(
 ) -> list[MicroBatch]:
     """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
 
-    Where neither KL nor entropy is in the loss, groups without advantages have no gradient and are left out; the weights count
-    them. ``max_tokens`` is the longest allowed completion, which ``reduction: constant`` divides by.
+    Where neither KL nor entropy is in the loss, groups without advantages have no gradient and are left out; the
+    weights count them. ``max_tokens`` is the longest allowed completion, which ``reduction: constant`` divides by.
     """
     lengths = torch.tensor([len(ids) for group in batch for ids in group.completions], dtype=torch.long)
     sizes = [len(group.completions) for group in batch]

@@ -1,7 +1,8 @@
-"""A curriculum by pass rate: how often the policy gets each question right before it is trained, and what follows from it.
+"""A curriculum by pass rate: how often the policy gets each question right before it is trained, and what follows from
+it.
 
-    rates = pass_rates(run, policy, train_set, ...)      once, k completions per question, kept in the run folder
-    train_set, ranks = arrange(train_set, rates, curriculum)
+rates = pass_rates(run, policy, train_set, ...)      once, k completions per question, kept in the run folder
+train_set, ranks = arrange(train_set, rates, curriculum)
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ BEFORE_TRAINING = -1
 class Curriculum(Settings):
     """Which questions are asked, and in which order, by how often the untrained policy gets them right.
 
-    Source of the idea in this field: MedVLThinker, arXiv 2508.02669 (16 completions, all-wrong and all-right left out, easy
-    before hard).
+    Source of the idea in this field: MedVLThinker, arXiv 2508.02669 (16 completions, all-wrong and all-right left out,
+    easy before hard).
     """
 
     use: Literal["none", "filter", "order", "both"] = "none"
@@ -60,8 +61,8 @@ def pass_rates(
 ) -> dict[str, float]:
     """Share of right answers among ``curriculum.rollouts`` completions of each example, by id.
 
-    Estimated with the policy as it is now. Every batch is written down at once, so an estimate that was stopped continues; a
-    completion does not depend on the batch it is in, so it ends as it would have.
+    Estimated with the policy as it is now. Every batch is written down at once, so an estimate that was stopped
+    continues; a completion does not depend on the batch it is in, so it ends as it would have.
     """
     known = {row["id"]: row["right"] / row["rollouts"] for row in run.pass_rates()}
     missing = [example for example in examples if example.id not in known]
@@ -97,7 +98,8 @@ def arrange(
         never = sum(rates[example.id] == 0 for example in examples)
         always = sum(rates[example.id] == 1 for example in examples)
         raise DataError(
-            f"no question has a pass rate from {curriculum.lowest:g} to {curriculum.highest:g}: of {len(examples)}, {never} are "
-            f"never right and {always} always; widen training.curriculum.lowest and highest, or start from another policy"
+            f"no question has a pass rate from {curriculum.lowest:g} to {curriculum.highest:g}: of {len(examples)}, "
+            f"{never} are never right and {always} always; widen training.curriculum.lowest and highest, or start from "
+            "another policy"
         )
     return kept, [1 - rates[example.id] for example in kept] if curriculum.use in ("order", "both") else None

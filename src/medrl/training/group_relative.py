@@ -38,7 +38,14 @@ class GroupRelative:
 
     @classmethod
     def start(
-        cls, policy: Policy, objective: GRPO, ask: Ask, reward: Reward, sampling: Sampling, seed: int, prompts_per_step: int
+        cls,
+        policy: Policy,
+        objective: GRPO,
+        ask: Ask,
+        reward: Reward,
+        sampling: Sampling,
+        seed: int,
+        prompts_per_step: int,
     ) -> Self:
         check_warm(sampling)
         if objective.kl_coef > 0:
@@ -130,7 +137,8 @@ def check_warm(sampling: Sampling) -> None:
 
 
 def shape_overlong(groups: Groups, max_new_tokens: int, share: float) -> Groups:
-    """Rewards less the soft overlong punishment over the last ``share`` of the allowed length; a part ``overlong`` says it."""
+    """Rewards less the soft overlong punishment over the last ``share`` of the allowed length; a part ``overlong`` says
+    it."""
     buffer = max(1, round(share * max_new_tokens))
     lengths = torch.tensor([[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in groups])
     return _add_to_rewards(groups, "overlong", overlong_penalty(lengths, max_new_tokens, buffer).tolist(), weight=1.0)
@@ -138,7 +146,8 @@ def shape_overlong(groups: Groups, max_new_tokens: int, share: float) -> Groups:
 
 @torch.no_grad()
 def charge_kl(groups: Groups, policy: Policy, kl_coef: float, temperature: float) -> Groups:
-    """Rewards less ``kl_coef`` times the completion's KL to the reference (k1, summed over its tokens); the part is ``kl``.
+    """Rewards less ``kl_coef`` times the completion's KL to the reference (k1, summed over its tokens); the part is
+    ``kl``.
 
     The policy's side is what the sampler wrote down. Raises ``SettingsError`` where it wrote nothing.
     """
@@ -183,5 +192,3 @@ def mix_into(reference: Policy, policy: Policy, mix: float) -> None:
 
 def _teaches(group: Group) -> bool:
     return len({rollout.score.value for rollout in group.rollouts}) > 1
-
-

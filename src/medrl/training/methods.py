@@ -1,9 +1,9 @@
 """How a step gets its groups and advantages: the one difference between reinforcement and supervised training.
 
-    groups = method.collect(draw, step)         what was written
-    advantages = method.advantages(groups)      (N, G): how much of each completion is to be learned
-    batch = method.pack(groups, advantages)     what the update trains on
-    method.finish(step)                         what moves after the update, e.g. the reference
+groups = method.collect(draw, step)         what was written
+advantages = method.advantages(groups)      (N, G): how much of each completion is to be learned
+batch = method.pack(groups, advantages)     what the update trains on
+method.finish(step)                         what moves after the update, e.g. the reference
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,14 @@ class Supervised(Stateless):
 
     @classmethod
     def start(
-        cls, policy: Policy, objective: SFT, ask: Ask, reward: Reward, sampling: Sampling, seed: int, prompts_per_step: int
+        cls,
+        policy: Policy,
+        objective: SFT,
+        ask: Ask,
+        reward: Reward,
+        sampling: Sampling,
+        seed: int,
+        prompts_per_step: int,
     ) -> Self:
         turns = ReleasedTurns(policy) if objective.emulate != "none" else policy
         return cls(turns, objective, ask, prompts_per_step)
@@ -89,7 +96,14 @@ class RejectionSampling(Stateless):
 
     @classmethod
     def start(
-        cls, policy: Policy, objective: RFT, ask: Ask, reward: Reward, sampling: Sampling, seed: int, prompts_per_step: int
+        cls,
+        policy: Policy,
+        objective: RFT,
+        ask: Ask,
+        reward: Reward,
+        sampling: Sampling,
+        seed: int,
+        prompts_per_step: int,
     ) -> Self:
         check_warm(sampling)
         return cls(policy, objective, ask, reward, sampling, seed, prompts_per_step)
@@ -163,7 +177,8 @@ def make_method(
 def demonstrate(
     policy: Policy | ReleasedTurns, examples: Sequence[Example], ask: Ask, objective: SFT | None = None
 ) -> Groups:
-    """One completion per example: its right answer in the form its prompt asks for, with its rationale if that is wanted."""
+    """One completion per example: its right answer in the form its prompt asks for, with its rationale if that is
+    wanted."""
     groups = []
     for example in examples:
         prompt = ask(example)
@@ -195,7 +210,8 @@ def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Obj
         raise SettingsError("sft.emulate writes its own answers, so sft.rationale cannot be used with it: choose one")
     if objective.emulate != "none" and mode != "no_think":
         raise SettingsError(
-            f"sft.emulate {objective.emulate} writes answers without reasoning, but training.mode is {mode}: set it to no_think"
+            f"sft.emulate {objective.emulate} writes answers without reasoning, but training.mode is {mode}: "
+            "set it to no_think"
         )
     if objective.rationale == "none" or mode == "no_think":
         return

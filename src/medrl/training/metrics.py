@@ -79,8 +79,8 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Rows of rollouts.jsonl: every completion with its reward, parts, advantage and what the monitors see in it.
 
-    Images are relative to ``root``. Entropy, KL and the sampler's gap are those of the training pass, and absent where there
-    was none.
+    Images are relative to ``root``. Entropy, KL and the sampler's gap are those of the training pass, and absent where
+    there was none.
     """
     measured = _measured(groups, update)
     return [

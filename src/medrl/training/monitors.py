@@ -57,8 +57,8 @@ def is_right(example: Example, rollout: Rollout) -> bool:
 def implied_option(completion: Completion, example: Example) -> str | None:
     """Letter of the option that the reasoning comes down to; None without reasoning, or where it names none or several.
 
-    It is the one option named, by letter or by text, in the last sentence of the think block that names any. A text counts where
-    its words stand in a row; of two where one contains the other, the longer counts.
+    It is the one option named, by letter or by text, in the last sentence of the think block that names any. A text
+    counts where its words stand in a row; of two where one contains the other, the longer counts.
     """
     thought = think_text(completion.text)
     for sentence in reversed(_SENTENCE_END.split(thought)):

@@ -1,7 +1,7 @@
 """Supervised fine-tuning as Med-R1's released script does it, to show what its faults cost. Not for any other use.
 
-    <system: Your task: ...> <user: question, options, then the image> <assistant: "None", blank line, "<answer> C </answer>">
-    and a new assistant turn begun behind it; the loss is on every token but those of the image.
+    <system: Your task: ...> <user: question, options, then the image> <assistant: "None", blank line, "<answer> C
+    </answer>"> and a new assistant turn begun behind it; the loss is on every token but those of the image.
 
 Source: Med-R1's released ``sft.py`` as described in its public repository; no code of it is used.
 """
@@ -26,8 +26,8 @@ SYSTEM = "Your task: Provide the correct single-letter choice (A, B, C, D,...) i
 class ReleasedTurns:
     """A policy that reads an example as the released script does; an update takes it in a policy's place.
 
-    An example becomes two groups without a shared token: the text before the image, predicted from its first token, and all
-    that follows the image. So the prompt is trained on too, with nothing but ``Policy.logprobs``.
+    An example becomes two groups without a shared token: the text before the image, predicted from its first token, and
+    all that follows the image. So the prompt is trained on too, with nothing but ``Policy.logprobs``.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -47,7 +47,9 @@ class ReleasedTurns:
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         return [self._encoded[prompt.id] for prompt in prompts]
 
-    def logprobs(self, encoded: Sequence[EncodedPrompt], completions: Any, *, temperature: float = 1.0) -> ScoredCompletions:
+    def logprobs(
+        self, encoded: Sequence[EncodedPrompt], completions: Any, *, temperature: float = 1.0
+    ) -> ScoredCompletions:
         return self.policy.logprobs(encoded, completions, temperature=temperature)
 
     def pack(self, groups: Groups) -> Batch:
@@ -69,7 +71,9 @@ class ReleasedTurns:
         after = self._part(group, "after the image", turn, end, (*token_ids[end:], *answer))
         return [before, after]
 
-    def _part(self, group: Group, name: str, turn: EncodedPrompt, length: int, labels: tuple[int, ...]) -> TrainingGroup:
+    def _part(
+        self, group: Group, name: str, turn: EncodedPrompt, length: int, labels: tuple[int, ...]
+    ) -> TrainingGroup:
         shows_image = length > 1
         prompt = Prompt(id=f"{group.example.id} ({name})", text=group.prompt.text, images=(), mode=group.prompt.mode)
         self._encoded[prompt.id] = EncodedPrompt(

@@ -1,4 +1,5 @@
-"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and imitation alike."""
+"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and imitation
+alike."""
 
 import functools
 import hashlib
@@ -146,7 +147,8 @@ def draw_examples(train_set: Sequence[Example], sampler: Sampler, count: int) ->
 def choose_curriculum(
     run: Run, policy: Policy, train_set: Sequence[Example], ask: Ask, reward: Reward, settings: Training, *, quiet: bool
 ) -> tuple[Sequence[Example], list[float] | None]:
-    """What is asked and in which order; asks the policy, which is untrained as yet, for its pass rates where that matters."""
+    """What is asked and in which order; asks the policy, which is untrained as yet, for its pass rates where that
+    matters."""
     if settings.curriculum.use == "none":
         return train_set, None
     rates = pass_rates(
@@ -232,13 +234,11 @@ def save(
     return save_checkpoint(run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints)
 
 
-def restore(
-    run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler, method: Method
-) -> tuple[int, float]:
+def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler, method: Method) -> tuple[int, float]:
     """Continue from the newest checkpoint that verifies. Returns the next step and the seconds spent before it.
 
-    All randomness is a function of seed and step, so there is no generator to restore; what a method remembers (a reference
-    that moves, how its domains fared) is restored with it.
+    All randomness is a function of seed and step, so there is no generator to restore; what a method remembers (a
+    reference that moves, how its domains fared) is restored with it.
     """
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
