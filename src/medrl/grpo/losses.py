@@ -27,11 +27,15 @@ class LossTerms:
     policy: Tensor
     """() minus the mean objective; detached."""
     kl: Tensor
-    """() mean KL to the reference, nats per token, not multiplied by ``kl_coef``; 0 without a reference; detached."""
+    """() KL to the reference in the weights of the loss, nats per token (``constant``: times length over limit), not
+    multiplied by ``kl_coef``; 0 without a reference; detached."""
     clip_fraction: Tensor
-    """() share of tokens whose ratio left the clip range in the direction their advantage pushes; detached."""
+    """() share of tokens, in the same weights, whose ratio left the clip range in the direction their advantage
+    pushes; detached."""
     kl_per_token: Tensor
     """(R, T) the KL that ``kl`` is the mean of, 0 where nothing counts; detached."""
+    clipped_per_token: Tensor
+    """(R, T) 1.0 where ``clip_fraction`` counts a token; detached."""
 
 
 def sequence_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
@@ -125,8 +129,9 @@ def policy_loss(
         loss = policy + kl_coef * kl if kl_coef > 0 else policy
     if settings.entropy_coef > 0 and entropy is not None:
         loss = loss - settings.entropy_coef * entropy_weight * _where_counted(entropy, counts, dtype).sum()
-    clipped = _clipped(log_ratio.detach(), advantages, settings)
-    return LossTerms(loss, policy.detach(), kl.detach(), (clipped * token_weight).sum(), kl_per_token.detach())
+    clipped = _clipped(log_ratio.detach(), advantages, settings) * counts.to(dtype)
+    clip_fraction = (clipped * token_weight).sum()
+    return LossTerms(loss, policy.detach(), kl.detach(), clip_fraction, kl_per_token.detach(), clipped)
 
 
 def _where_counted(logprobs: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:

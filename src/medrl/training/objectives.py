@@ -18,10 +18,10 @@ class Terms:
 
     loss: Tensor
     policy: float
-    kl: float
-    clip_fraction: float
     kl_per_token: Tensor | None = None
     """(R, T) without gradient; None without a reference."""
+    clipped_per_token: Tensor | None = None
+    """(R, T) 1.0 where a ratio was clipped; None where there is no ratio."""
 
 
 def _grpo(
@@ -52,9 +52,8 @@ def _grpo(
     return Terms(
         terms.loss,
         float(terms.policy),
-        float(terms.kl),
-        float(terms.clip_fraction),
         None if ref_logprobs is None else terms.kl_per_token,
+        terms.clipped_per_token,
     )
 
 
@@ -67,7 +66,7 @@ def _imitation(
     old: Tensor | None,
 ) -> Terms:
     loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
-    return Terms(loss, float(loss.detach()), 0.0, 0.0)
+    return Terms(loss, float(loss.detach()))
 
 
 TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _imitation, RFT: _imitation}

@@ -37,8 +37,9 @@ class Update:
     loss: float
     policy_loss: float
     kl: float
-    """Mean KL to the reference, nats per token."""
+    """Mean KL to the reference over all tokens of the step, nats."""
     clip_fraction: float
+    """Share of all tokens of the step whose ratio was clipped."""
     entropy: float
     """Mean entropy of the completion tokens' distributions, nats."""
     grad_norm: float
@@ -106,10 +107,10 @@ def _backward(
 
 
 class _Totals:
-    """Sums of the micro-batches' shares."""
+    """Sums over the micro-batches."""
 
     def __init__(self) -> None:
-        self.loss = self.policy = self.kl = self.clip_fraction = 0.0
+        self.loss = self.policy = self.kl = self.clipped = 0.0
         self.entropy = self.gap = 0.0
         self.scored_tokens = self.sampled_tokens = self.tokens = 0
         self.measured: dict[int, tuple[Measured, ...]] = {}
@@ -118,8 +119,8 @@ class _Totals:
     def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
         self.loss += float(terms.loss.detach())
         self.policy += terms.policy
-        self.kl += terms.kl
-        self.clip_fraction += terms.clip_fraction
+        self.kl += 0.0 if terms.kl_per_token is None else float(terms.kl_per_token.sum())
+        self.clipped += 0.0 if terms.clipped_per_token is None else float(terms.clipped_per_token.sum())
         self.tokens += micro_batch.tokens
         lengths = scored.completion_mask.sum(1)  # (R,)
         entropy = (scored.entropy.detach() * scored.completion_mask).sum(1)
@@ -150,8 +151,8 @@ class _Totals:
         return Update(
             loss=self.loss,
             policy_loss=self.policy,
-            kl=self.kl,
-            clip_fraction=self.clip_fraction,
+            kl=self.kl / max(1, self.scored_tokens),
+            clip_fraction=self.clipped / max(1, self.scored_tokens),
             entropy=self.entropy / max(1, self.scored_tokens),
             grad_norm=grad_norm,
             lr=lr,
