@@ -178,7 +178,9 @@ def _pool(rows: list[dict[str, Any]], method: str) -> list[EvalRecord]:
 
 
 def show(summary: dict[str, Any], domain: str) -> None:
-    table = Table(title=f"Trained on {domain}; accuracy in %, 95 % interval, [each seed]", title_justify="left")
+    table = Table(
+        title=f"Trained on {domain}; accuracy in %, 95 % interval, each seed in brackets", title_justify="left"
+    )
     for heading in ("method", f"{domain} (in)", "others (out)", f"out, minus {FIRST}", "cost, M tokens"):
         table.add_column(heading)
     for name, entry in summary["methods"].items():

@@ -101,3 +101,15 @@ def test_every_completion_has_its_row_with_its_own_advantage():
         "tags_off": True,
     }
     assert (rows[1]["entropy"], rows[1]["sampling_gap"], "kl" in rows[1]) == (1.5, 0.25, False)
+
+
+def test_groups_that_were_drawn_and_left_out_count_among_those_that_teach_nothing():
+    left_out = group("three", rollout(1.0, 4, right=1.0), rollout(1.0, 4, right=1.0))
+    row = step_metrics(Groups(GROUPS.items[:1], dropped=(left_out, left_out)), UPDATE)
+    assert (row["frac_reward_zero_std"], row["dropped_groups"]) == (2 / 3, 2)
+    assert row["reward"] == 1.5  # of what was kept
+
+
+def test_a_kl_in_the_reward_is_reported_per_token():
+    row = step_metrics(Groups((group("one", rollout(1.0, 4, kl=0.5), rollout(2.0, 6, kl=-0.1)),)), UPDATE)
+    assert row["kl"] == pytest.approx(0.4 / 10)
