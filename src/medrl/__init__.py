@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from medrl.rollout.engine import generate
     from medrl.rollout.sampling import Sampling
     from medrl.runs import Run
-    from medrl.sft import SFT
+    from medrl.sft import RFT, SFT
+    from medrl.training.curriculum import Curriculum
     from medrl.training.optim import Optim
     from medrl.training.recipe import Recipe, run_recipe
     from medrl.training.train import Training, train
@@ -32,10 +33,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GRPO",
+    "RFT",
     "SFT",
     "Audit",
     "Comparison",
     "Completion",
+    "Curriculum",
     "EvalRecord",
     "EvalSettings",
     "Evaluation",
@@ -84,7 +87,8 @@ _MODULES = {
     "medrl.rollout.engine": ("generate",),
     "medrl.rollout.sampling": ("Sampling",),
     "medrl.runs": ("Run",),
-    "medrl.sft": ("SFT",),
+    "medrl.sft": ("RFT", "SFT"),
+    "medrl.training.curriculum": ("Curriculum",),
     "medrl.training.optim": ("Optim",),
     "medrl.training.recipe": ("Recipe", "run_recipe"),
     "medrl.training.train": ("Training", "train"),

@@ -88,7 +88,8 @@ def train(
 ) -> None:
     """Train what a recipe says.
 
-    GRPO, or supervised fine-tuning with method=sft.
+    GRPO and its relatives (grpo.algorithm=dapo), or imitation: of right answers with method=sft, of the policy's own
+    best samples with method=rft.
 
     \b
     Example:

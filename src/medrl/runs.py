@@ -5,6 +5,7 @@ A run folder                                    An evaluation folder
     provenance.json  where it came from             summary.json    figures computed from the records
     metrics.jsonl    one row per step
     rollouts.jsonl   one row per completion
+    pass_rates.jsonl one row per example, where a curriculum asked
     checkpoints/     eval/<name>/
 
 Logs are JSON lines. A process killed while writing leaves at most one torn line, at the end: reading ignores it and
@@ -28,6 +29,7 @@ RECIPE = "recipe.yaml"
 PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
+PASS_RATES = "pass_rates.jsonl"
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 LOGS = (METRICS, ROLLOUTS)
@@ -99,6 +101,14 @@ class Run:
     def rollouts(self) -> Iterator[dict[str, Any]]:
         """All rows, oldest first, read one by one: the file can be large."""
         return _read_lines(self.path / ROLLOUTS)
+
+    def append_pass_rates(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add one row per example: ``id``, ``right``, ``rollouts``."""
+        _append_lines(self.path / PASS_RATES, rows)
+
+    def pass_rates(self) -> list[dict[str, Any]]:
+        """All rows, oldest first; empty where no curriculum asked."""
+        return list(_read_lines(self.path / PASS_RATES))
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""

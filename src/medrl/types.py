@@ -49,6 +49,8 @@ class Example:
     """``short``: other answers that are as right as the target."""
     tolerance: str = ""
     """``numeric``: how far off is still right, as ``5 %`` of the target or in a unit, ``2 mm``; empty: not at all."""
+    rationale: str | None = None
+    """Reasoning that leads to the target, where the source has it: what supervised training may imitate."""
 
     @property
     def target_text(self) -> str:
@@ -133,6 +135,8 @@ class Groups:
     """The groups of one step, in the sampler's order."""
 
     items: tuple[Group, ...]
+    dropped: tuple[Group, ...] = ()
+    """Groups that dynamic sampling drew and left out, because all their rewards were equal."""
 
     def __iter__(self):
         return iter(self.items)

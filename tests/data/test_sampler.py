@@ -75,3 +75,13 @@ def test_impossible_arguments_are_refused(arguments, words):
         Sampler(*arguments)
     with pytest.raises(SettingsError, match="k is 0"):
         Sampler(3, 0).next(0)
+
+
+def test_with_ranks_every_epoch_goes_from_the_lowest_to_the_highest_and_the_seed_orders_equal_ones():
+    ranks = [2.0, 1.0, 2.0, 0.0, 1.0, 2.0]
+    drawn = Sampler(6, seed=3, ranks=ranks).next(6)
+    assert [ranks[index] for index in drawn] == sorted(ranks)
+    orders = {tuple(Sampler(6, seed=seed, ranks=ranks).next(6)) for seed in range(20)}
+    assert len(orders) > 4
+    resumed = Sampler(6, seed=3, position=4, ranks=ranks)
+    assert resumed.next(2) == drawn[4:]

@@ -19,7 +19,7 @@ from medrl.grpo import GRPO, REDUCTIONS
         ({"clip_low": 1.5}, "clip_low is 1.5, but it must be above 0 and at most 1: a ratio is never negative"),
         ({"clip_high": 0}, "clip_high is 0, but it must be above 0: otherwise no completion is ever reinforced"),
         ({"updates_per_rollout": 0}, "updates_per_rollout is 0, but it must be at least 1"),
-        ({"reduction": "batch"}, "reduction is the text 'batch', but it must be 'sequence' or 'token'"),
+        ({"reduction": "batch"}, "reduction is the text 'batch', but it must be 'sequence', 'token' or 'constant'"),
     ],
 )
 def test_a_setting_that_cannot_work_says_why(values, message):

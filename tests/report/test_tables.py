@@ -10,7 +10,6 @@ from medrl.report.tables import (
     evaluation_alarms,
     headline_rows,
     read_evaluation,
-    run_alarms,
 )
 from medrl.runs import write_json_atomically
 
@@ -99,9 +98,3 @@ def test_a_blind_baseline_without_its_answers_is_an_error(after):
     wrong = dataclasses.replace(after, summary={**after.summary, "blind": [{"name": "x", "accuracy": {}}]})
     with pytest.raises(RunError, match=r"summary\.json: each entry of 'blind' needs"):
         headline_rows([wrong])
-
-
-def test_a_run_whose_groups_teach_nothing_at_the_end_is_an_alarm():
-    rows = [{"frac_reward_zero_std": 0.2}] * 90 + [{"frac_reward_zero_std": 0.95}] * 10
-    assert "equal in 95\u202f% of the groups" in run_alarms("ct", rows)[0]
-    assert run_alarms("ct", rows[:90]) == run_alarms("ct", []) == run_alarms("sft", [{"loss": 1.0}]) == []

@@ -15,8 +15,9 @@ def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
 def test_two_answers_by_hand():
     logprobs = torch.tensor([[-1.0, -2.0, -9.0], [-6.0, -9.0, -9.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    loss = {name: cross_entropy(logprobs, mask, weights(mask.sum(1))).item() for name, weights in REDUCTIONS.items()}
-    assert loss == {"token": pytest.approx(9 / 3), "sequence": pytest.approx((1.5 + 6) / 2)}
+    loss = {name: cross_entropy(logprobs, mask, weights(mask.sum(1), 3)).item() for name, weights in REDUCTIONS.items()}
+    by_hand = {"token": 9 / 3, "sequence": (1.5 + 6) / 2, "constant": 9 / (2 * 3)}
+    assert loss == {name: pytest.approx(value) for name, value in by_hand.items()}
 
 
 def test_it_is_the_cross_entropy_of_torch_over_the_answer_tokens():

@@ -13,9 +13,11 @@ from medrl.errors import RunError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.runs import Run
-from medrl.sft import SFT
-from medrl.training.checkpoint import list_checkpoints
+from medrl.sft import RFT, SFT
+from medrl.training.checkpoint import list_checkpoints, load_state
+from medrl.training.curriculum import Curriculum
 from medrl.training.train import train
+from medrl.types import Score
 
 OBJECTIVE = GRPO(group_size=2, kl_coef=0.04)
 CALLS_PER_STEP = 4
@@ -123,7 +125,19 @@ def test_a_run_interrupted_three_times_is_still_the_same(whole, model_folder, ex
     assert_same_run(run, whole[0])
 
 
-@pytest.mark.parametrize("objective", [SFT(), GRPO(group_size=2, kl_coef=0, updates_per_rollout=2)])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SFT(),
+        RFT(group_size=2),
+        GRPO(group_size=2, kl_coef=0, updates_per_rollout=2),
+        GRPO(group_size=2, kl_coef=0.5, sync_reference_every=2),
+        GRPO(group_size=2, kl_coef=0, balance="modality"),
+        GRPO(algorithm="dapo", group_size=2, dynamic_sampling=3),
+        GRPO(algorithm="rloo", group_size=2),
+    ],
+    ids=lambda objective: "-".join(map(str, objective.model_dump(exclude_defaults=True).values())) or "sft",
+)
 def test_bfloat16_and_other_objectives_resume_to_the_bit_too(
     model_folder, examples, lively, small, tmp_path, monkeypatch, objective
 ):
@@ -146,6 +160,63 @@ def test_bfloat16_and_other_objectives_resume_to_the_bit_too(
         train(Policy.load(model_folder, dtype="bfloat16"), examples, lively, objective, **options)
     run = train(Policy.load(model_folder, dtype="bfloat16"), examples, lively, objective, **options)
     assert_same_run(run, whole)
+
+
+def test_a_moved_reference_is_in_the_checkpoint_and_one_that_stays_is_not(
+    model_folder, examples, lively, small, tmp_path
+):
+    names = {}
+    for every in (0, 2):
+        objective = GRPO(group_size=2, kl_coef=0.5, sync_reference_every=every)
+        policy = Policy.load(model_folder)
+        run = train(policy, examples, lively, objective, out=tmp_path / str(every), settings=small, quiet=True)
+        tensors, _ = load_state(list_checkpoints(run.checkpoints)[-1])
+        names[every] = {name for name in tensors if name.startswith("method.reference.")}
+        start = Policy.load(model_folder)
+        moved = [
+            name
+            for name, weight in policy.reference.model.named_parameters()
+            if not torch.equal(weight, dict(start.model.named_parameters())[name])
+        ]
+        assert bool(moved) == bool(every)
+        for name in names[every]:
+            held = dict(policy.reference.model.named_parameters())[name.removeprefix("method.reference.")]
+            assert torch.equal(tensors[name], held)
+    assert not names[0] and len(names[2]) == len(list(policy.model.named_parameters()))
+
+
+@pytest.mark.parametrize("use", ["filter", "order"])
+@pytest.mark.parametrize("call", [5, 22, 30])  # while pass rates are estimated; in the steps after that
+def test_a_curriculum_resumes_to_the_bit_also_from_the_middle_of_its_estimate(
+    model_folder, examples, small, tmp_path, use, call
+):
+    def sometimes_right(example, completion):
+        if not completion.token_ids:
+            return Score(value=float(example.target in completion.text), answer=example.target)
+        draw = sum(completion.token_ids) % 7
+        right = draw < int(example.id[-1]) - 1
+        return Score(value=draw / 7, parts={"draw": draw / 7}, answer=example.target if right else "J")
+
+    settings = small.model_copy(update={"curriculum": Curriculum(use=use, rollouts=3)})
+    options = {"settings": settings, "quiet": True}
+    whole = train(Policy.load(model_folder), examples, sometimes_right, OBJECTIVE, out=tmp_path / "whole", **options)
+    rates = {row["id"]: row["right"] / row["rollouts"] for row in whole.pass_rates()}
+    assert len(rates) == 7 and 0 < sum(0 < rate < 1 for rate in rates.values()) < 7
+    asked = [row["prompt_id"] for row in whole.rollouts()][::2]
+    if use == "filter":
+        assert {rates[name] for name in asked} & {0.0, 1.0} == set()
+    else:
+        first = [rates[name] for name in asked[:7]]
+        assert first == sorted(first, reverse=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            Policy.load(model_folder), examples, Interrupted(sometimes_right, call), OBJECTIVE,
+            out=tmp_path / "run", **options,
+        )  # fmt: skip
+    policy = Policy.load(model_folder)
+    run = train(policy, examples, sometimes_right, OBJECTIVE, out=tmp_path / "run", resume="auto", **options)
+    assert_same_run(run, whole)
+    assert (run.path / "pass_rates.jsonl").read_bytes() == (whole.path / "pass_rates.jsonl").read_bytes()
 
 
 KILLED = """

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from medrl.training.metrics import rollout_rows, step_metrics
-from medrl.training.update import Update
+from medrl.training.update import Measured, Update
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 UPDATE = Update(
@@ -59,6 +60,12 @@ def test_a_row_holds_the_figures_worked_out_by_hand():
         "completions/max_length": 9,
         "completions/mean_terminated_length": 5.0,
         "completions/clipped_ratio": 0.25,
+        "tags_off": 1.0,
+        "answer_letters": {"A": 3, "B": 0},
+        "target_letters": {"A": 0, "B": 4},
+        "completions/mean_length_wrong": 6.0,  # of 4, 6, 9 and 5; none is right
+        "pass@1": 0.0,
+        "pass@2": 0.0,
     }
 
 
@@ -69,7 +76,9 @@ def test_a_step_without_rewards_reports_none():
 
 
 def test_every_completion_has_its_row_with_its_own_advantage():
-    rows = rollout_rows(7, GROUPS, [[-1.0, 1.0], [0.0, 0.0]], Path("/stores/ct"))
+    seen = Measured(entropy=1.5, kl=None, sampling_gap=0.25)
+    update = replace(UPDATE, completions=((seen, seen), None))
+    rows = rollout_rows(7, GROUPS, [[-1.0, 1.0], [0.0, 0.0]], update, Path("/stores/ct"))
     assert [(row["prompt_id"], row["reward"], row["advantage"]) for row in rows] == [
         ("one", 1.0, -1.0),
         ("one", 2.0, 1.0),
@@ -87,4 +96,20 @@ def test_every_completion_has_its_row_with_its_own_advantage():
         "answer": None,
         "target": "B",
         "advantage": 0.0,
+        "tokens": 9,
+        "implied": None,
+        "tags_off": True,
     }
+    assert (rows[1]["entropy"], rows[1]["sampling_gap"], "kl" in rows[1]) == (1.5, 0.25, False)
+
+
+def test_groups_that_were_drawn_and_left_out_count_among_those_that_teach_nothing():
+    left_out = group("three", rollout(1.0, 4, right=1.0), rollout(1.0, 4, right=1.0))
+    row = step_metrics(Groups(GROUPS.items[:1], dropped=(left_out, left_out)), UPDATE)
+    assert (row["frac_reward_zero_std"], row["dropped_groups"]) == (2 / 3, 2)
+    assert row["reward"] == 1.5  # of what was kept
+
+
+def test_a_kl_in_the_reward_is_reported_per_token():
+    row = step_metrics(Groups((group("one", rollout(1.0, 4, kl=0.5), rollout(2.0, 6, kl=-0.1)),)), UPDATE)
+    assert row["kl"] == pytest.approx(0.4 / 10)

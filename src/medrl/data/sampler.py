@@ -4,6 +4,7 @@ stream = order(seed, 0) ++ order(seed, 1) ++ ...        each an order of all exa
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,19 +14,22 @@ from medrl.errors import SettingsError
 class Sampler:
     """Draws example indices without end. Its whole state is ``position``."""
 
-    def __init__(self, n_examples: int, seed: int, position: int = 0) -> None:
+    def __init__(self, n_examples: int, seed: int, position: int = 0, ranks: Sequence[float] | None = None) -> None:
         """
         Args:
             n_examples: size of the data set, at least 1.
             seed: names the order.
             position: how many examples have been drawn; 0 at the start, the saved value on resume.
+            ranks: one per example; every epoch then goes from the lowest to the highest, the seed orders equal ones.
         """
         if n_examples < 1:
             raise SettingsError(f"n_examples is {n_examples}, but there must be at least 1 example to draw from")
         if position < 0:
             raise SettingsError(f"position is {position}, but the number of examples drawn cannot be negative")
+        assert ranks is None or len(ranks) == n_examples
         self.n_examples = n_examples
         self.seed = seed
+        self.ranks = ranks
         self.position = position
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -54,7 +58,9 @@ class Sampler:
         """``drawn`` with second occurrences replaced by the latest of epoch ``last`` that are not in it."""
         present = set(drawn)
         spare = (
-            index for index in epoch_order(self.n_examples, self.seed, last)[::-1].tolist() if index not in present
+            index
+            for index in epoch_order(self.n_examples, self.seed, last, self.ranks)[::-1].tolist()
+            if index not in present
         )
         seen: set[int] = set()
         unique = []
@@ -66,16 +72,17 @@ class Sampler:
     def _at(self, place: int) -> int:
         epoch, offset = divmod(place, self.n_examples)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.n_examples, self.seed, epoch))
+            self._order = (epoch, epoch_order(self.n_examples, self.seed, epoch, self.ranks))
         return int(self._order[1][offset])
 
 
-def epoch_order(n_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """(n_examples,) int64: the order of all examples in ``epoch``.
+def epoch_order(n_examples: int, seed: int, epoch: int, ranks: Sequence[float] | None = None) -> np.ndarray:
+    """(n_examples,) int64: the order of all examples in ``epoch``, by ``ranks`` where they are given.
 
     Sorting Philox's raw words instead of calling ``Generator.permutation``: NumPy keeps the bit stream of a generator
     the same over its versions, but not what its methods make of it.
     """
     key = hashlib.sha256(f"medrl order {seed} {epoch}".encode()).digest()[:16]
     words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(n_examples)
-    return np.argsort(words, kind="stable")
+    order = np.argsort(words, kind="stable")
+    return order if ranks is None else order[np.argsort(np.asarray(ranks)[order], kind="stable")]

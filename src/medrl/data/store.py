@@ -26,10 +26,12 @@ from medrl.types import KINDS, LETTERS, Example
 
 FORMAT_VERSION = 1
 COLUMNS = tuple(column.name for column in fields(Example))
-# Stores written before there were kinds of question lack these columns; their rows mean the defaults.
-_LATER_COLUMNS: dict[str, Any] = {"kind": "choice", "references": [], "tolerance": ""}
+# Stores written before there were kinds of question or rationales lack these columns; their rows mean the defaults.
+_LATER_COLUMNS: dict[str, Any] = {"kind": "choice", "references": [], "tolerance": "", "rationale": None}
 _SPARE_BYTES = 64 * 2**20
 _LIST_COLUMNS = ("images", "options", "references")
+_OPTIONAL_COLUMNS = ("patient", "rationale")
+"""May be null."""
 _WHAT_A_STORE_IS = (
     "a store is a folder with data.parquet, store.json and images/; make one with "
     "`medrl import ... --out STORE` or medrl.data.store.write_store"
@@ -397,7 +399,7 @@ def _read_rows(path: Path) -> list[Example]:
 def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
     for name in COLUMNS:
         value = row[name]
-        fits = isinstance(value, str) or (value is None and name == "patient")
+        fits = isinstance(value, str) or (value is None and name in _OPTIONAL_COLUMNS)
         if name in _LIST_COLUMNS:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not fits:

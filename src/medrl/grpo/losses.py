@@ -1,10 +1,11 @@
-"""The GRPO loss, as pure functions of tensors.
+"""The loss of an algorithm, as pure functions of tensors.
 
-    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it)
+    loss = sum over completions i and tokens t of  weight_i * (-objective_it + kl_coef * kl_it) - entropy_coef * mean
+    entropy
 
-The weights are fixed over the whole step before it is cut into micro-batches (and ranks), so that however it is cut,
-the parts add up to the same loss and the same gradient. Shapes: R completions, T tokens; a mask is 1 where a token
-counts.
+Objective and KL are those of the algorithm's row in ``algorithms.py``. The weights are fixed over the whole step before
+it is cut into micro-batches (and ranks), so that however it is cut, the parts add up to the same loss and the same
+gradient. Shapes: R completions, T tokens; a mask is 1 where a token counts.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from medrl.errors import SettingsError
-from medrl.grpo.kl import k3_kl
 from medrl.grpo.settings import GRPO
 
 
@@ -23,31 +23,22 @@ class LossTerms:
     """A micro-batch's share of a step's numbers: the shares of all its micro-batches add up to the step's."""
 
     loss: Tensor
-    """() to call ``backward`` on: policy + kl_coef * kl."""
+    """() to call ``backward`` on: policy + kl_coef * kl - entropy_coef * entropy."""
     policy: Tensor
-    """() minus the mean clipped objective; detached."""
+    """() minus the mean objective; detached."""
     kl: Tensor
-    """() mean KL to the reference, nats per token, not multiplied by ``kl_coef``; 0 without a reference; detached."""
+    """() KL to the reference in the weights of the loss, nats per token (``constant``: times length over limit), not
+    multiplied by ``kl_coef``; 0 without a reference; detached."""
     clip_fraction: Tensor
-    """() share of tokens whose ratio left the clip range in the direction their advantage pushes; detached."""
+    """() share of tokens, in the same weights, whose ratio left the clip range in the direction their advantage
+    pushes; detached."""
+    kl_per_token: Tensor
+    """(R, T) the KL that ``kl`` is the mean of, 0 where nothing counts; detached."""
+    clipped_per_token: Tensor
+    """(R, T) 1.0 where ``clip_fraction`` counts a token; detached."""
 
 
-def clipped_policy_objective(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
-) -> Tensor:
-    """Clipped surrogate objective of each token (higher is better): min(ratio * A, clip(ratio) * A).
-
-    ``(R, T)`` log-probabilities in nats and ``(R, 1)`` advantages give ``(R, T)``. Once a token's ratio leaves
-    [1 - clip_low, 1 + clip_high] in the direction its advantage pushes, it has no gradient.
-    Source: Schulman et al. 2017 (PPO), arXiv 1707.06347, eq. 7; in GRPO: DeepSeekMath, arXiv 2402.03300, eq. 3;
-    clip_high > clip_low: DAPO, arXiv 2503.14476.
-    """
-    ratio = (logprobs - old_logprobs).exp()
-    clipped_ratio = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return torch.minimum(ratio * advantages, clipped_ratio * advantages)
-
-
-def sequence_weights(lengths: Tensor) -> Tensor:
+def sequence_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
     """Every completion counts the same, whatever its length: 1 / (R * length). ``(R,)`` token counts give ``(R, 1)``.
 
     ``lengths`` are those of the whole step. A completion without tokens weighs 0 and still counts in R: it had its
@@ -57,7 +48,7 @@ def sequence_weights(lengths: Tensor) -> Tensor:
     return torch.where(lengths > 0, 1 / (lengths.shape[0] * lengths.clamp(min=1)), 0.0)
 
 
-def token_weights(lengths: Tensor) -> Tensor:
+def token_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
     """Every token of the step counts the same: 1 / (all tokens). ``(R,)`` token counts give ``(R, 1)``.
 
     ``lengths`` are those of the whole step. A completion without tokens weighs 0.
@@ -67,8 +58,24 @@ def token_weights(lengths: Tensor) -> Tensor:
     return torch.where(lengths > 0, 1 / lengths.sum().clamp(min=1), 0.0)
 
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sequence": sequence_weights, "token": token_weights}
-"""From the lengths of all completions of a step to the weight of each completion's tokens in the loss."""
+def constant_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
+    """A completion counts by the sum over its tokens: 1 / (R * max_tokens), however long it and the others are.
+
+    ``(R,)`` token counts of the whole step give ``(R, 1)``; ``max_tokens`` is the longest allowed completion.
+    Source: Dr. GRPO, arXiv 2503.20783, section 3 (no length bias). Raises ``SettingsError`` without ``max_tokens``.
+    """
+    if max_tokens is None:
+        raise SettingsError("reduction 'constant' divides by the longest allowed completion: give max_tokens")
+    counted = (lengths > 0).to(torch.float64).unsqueeze(-1)
+    return counted / (max(1, len(lengths)) * max_tokens)
+
+
+REDUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "sequence": sequence_weights,
+    "token": token_weights,
+    "constant": constant_weights,
+}
+"""From the lengths of all completions of a step (and the longest allowed) to the weight of each completion's tokens."""
 
 
 def policy_loss(
@@ -79,41 +86,52 @@ def policy_loss(
     settings: GRPO,
     old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
 ) -> LossTerms:
-    """The GRPO loss of some completions of a step (lower is better).
+    """The loss of some completions of a step (lower is better), by the algorithm ``settings`` names.
 
-    ``logprobs``, ``old_logprobs``, ``ref_logprobs`` and ``completion_mask`` are ``(R, T)``; ``advantages`` and
-    ``weights`` (from ``REDUCTIONS``, over the whole step) are ``(R, 1)``. Where the mask is 0 the log-probabilities may
-    hold anything, NaN included. Computed in float32, or in float64 when ``logprobs`` are.
+    ``logprobs``, ``old_logprobs``, ``ref_logprobs``, ``entropy`` and ``completion_mask`` are ``(R, T)``; ``advantages``
+    and ``weights`` (from ``REDUCTIONS``, over the whole step) are ``(R, 1)``; ``entropy_weight`` is 1 / (tokens of the
+    step). Where the mask is 0 the log-probabilities may hold anything, NaN included. Computed in float32, or in float64
+    when ``logprobs`` are.
 
     ``old_logprobs=None`` means on-policy, the first update on fresh completions: the ratio is exactly 1 and the
     gradient is that of advantage * log-probability.
-    Source: DeepSeekMath, arXiv 2402.03300, eq. 3, with the signs turned.
+    Source: DeepSeekMath, arXiv 2402.03300, eq. 3, with the signs turned; of the others: their rows.
 
-    Raises ``SettingsError`` when ``kl_coef`` asks for a reference and ``ref_logprobs`` is None.
+    Raises ``SettingsError`` when ``kl_coef`` asks for a reference and ``ref_logprobs`` is None, or ``entropy_coef`` for
+    the entropy.
     """
-    if settings.kl_coef > 0 and ref_logprobs is None:
+    row = settings.row
+    kl_coef = 0.0 if row.kl_in_reward else settings.kl_coef
+    if kl_coef > 0 and ref_logprobs is None:
         raise SettingsError(
             f"kl_coef is {settings.kl_coef:g}, which needs ref_logprobs, but none are given; "
             "give them, or set kl_coef to 0 to train without a reference"
         )
+    if settings.entropy_coef > 0 and entropy is None:
+        raise SettingsError(f"entropy_coef is {settings.entropy_coef:g}, which needs the entropy, but none is given")
     counts = completion_mask.bool()
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     advantages, weights = advantages.to(dtype), weights.to(dtype)
     logprobs = _where_counted(logprobs, counts, dtype)
     old = logprobs.detach() if old_logprobs is None else _where_counted(old_logprobs.detach(), counts, dtype)
 
-    objective = clipped_policy_objective(
-        logprobs, old, advantages, clip_low=settings.clip_low, clip_high=settings.clip_high
-    )
+    log_ratio = row.log_ratio(logprobs, old, counts)
+    objective = row.objective(log_ratio, logprobs, advantages, settings.clip_low, settings.clip_high)
     token_weight = weights * counts
     policy = -(objective * token_weight).sum()
-    loss, kl = policy, torch.zeros_like(policy)
+    loss, kl, kl_per_token = policy, torch.zeros_like(policy), torch.zeros_like(logprobs)
     if ref_logprobs is not None:
-        kl = (k3_kl(logprobs, _where_counted(ref_logprobs.detach(), counts, dtype)) * token_weight).sum()
-        loss = policy + settings.kl_coef * kl if settings.kl_coef > 0 else policy
-    clipped = _clipped(logprobs.detach() - old, advantages, settings)
-    return LossTerms(loss, policy.detach(), kl.detach(), (clipped * token_weight).sum())
+        kl_per_token = row.kl(logprobs, _where_counted(ref_logprobs.detach(), counts, dtype))
+        kl = (kl_per_token * token_weight).sum()
+        loss = policy + kl_coef * kl if kl_coef > 0 else policy
+    if settings.entropy_coef > 0 and entropy is not None:
+        loss = loss - settings.entropy_coef * entropy_weight * _where_counted(entropy, counts, dtype).sum()
+    clipped = _clipped(log_ratio.detach(), advantages, settings) * counts.to(dtype)
+    clip_fraction = (clipped * token_weight).sum()
+    return LossTerms(loss, policy.detach(), kl.detach(), clip_fraction, kl_per_token.detach(), clipped)
 
 
 def _where_counted(logprobs: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:

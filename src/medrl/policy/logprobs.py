@@ -24,7 +24,7 @@ def token_logprobs(
         temperature: logits are divided by it, as the sampler did.
 
     Returns:
-        logprobs (M,) in nats with gradient to ``hidden`` and ``weight``; entropy (M,) in nats without gradient.
+        logprobs (M,) and entropy (M,) in nats, both with gradient to ``hidden`` and ``weight``.
     """
     return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk_rows)  # type: ignore[no-any-return]
 
@@ -43,22 +43,26 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalizer[rows]
             # H = log Z - sum p z
             entropy[rows] = normalizer[rows] - (logits.softmax(-1) * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, normalizer)
+        ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # an entropy that only is reported costs the backward pass nothing
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalizer = ctx.saved_tensors
-        grad = grads[0]
+        hidden, weight, targets, normalizer, entropy = ctx.saved_tensors
+        grad, entropy_grad = (torch.zeros_like(normalizer) if grads[0] is None else grads[0]), grads[1]
         wide = _wide(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows in _chunks(len(hidden), ctx.chunk_rows):
             logits = (hidden[rows] @ weight.t()).to(wide) / ctx.temperature
-            # d logprob / d logits = onehot - softmax
-            grad_logits = (logits - normalizer[rows, None]).exp().mul_(-grad[rows, None])
+            logits -= normalizer[rows, None]  # log p
+            # d logprob / d logits = onehot - p;  d H / d logits = -p (log p + H)
+            slope = grad[rows, None]
+            if entropy_grad is not None:
+                slope = slope + entropy_grad[rows, None] * (logits + entropy[rows, None])
+            grad_logits = logits.exp().mul_(-slope)
             grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
             grad_logits = grad_logits / ctx.temperature
             grad_hidden[rows] = grad_logits.to(hidden.dtype) @ weight

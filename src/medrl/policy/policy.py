@@ -70,7 +70,7 @@ class ScoredCompletions:
     logprobs: Tensor
     """(R, T) nats, with gradient."""
     entropy: Tensor
-    """(R, T) nats, of the distribution each token was drawn from; no gradient."""
+    """(R, T) nats, of the distribution each token was drawn from, with gradient."""
     completion_mask: Tensor
     """(R, T) 1 = counts."""
 

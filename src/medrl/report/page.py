@@ -18,6 +18,7 @@ from medrl.errors import RunError
 from medrl.report import plots, text
 from medrl.report.environment import page_environment
 from medrl.report.gallery import RULE, Item, choose_items
+from medrl.report.monitors import Reading, read_monitors
 from medrl.report.tables import (
     DomainRow,
     Evaluation,
@@ -49,6 +50,7 @@ class RunPart:
     run: Run
     metrics: list[dict[str, Any]]
     checkpoints: list[str]
+    monitors: list[Reading]
 
     @property
     def recipe_yaml(self) -> str:
@@ -126,7 +128,9 @@ def _owner(path: Path) -> str:
 def _run_part(folder: Path) -> RunPart:
     run = Run.open(folder)
     checkpoints = sorted(path.name for path in run.checkpoints.glob("step-*") if path.is_dir())
-    return RunPart(name=folder.resolve().name, run=run, metrics=run.metrics(), checkpoints=checkpoints)
+    metrics = run.metrics()
+    monitors = read_monitors(run, metrics)
+    return RunPart(name=folder.resolve().name, run=run, metrics=metrics, checkpoints=checkpoints, monitors=monitors)
 
 
 def _curves(runs: Sequence[RunPart]) -> list[tuple[str, str, str]]:
@@ -194,7 +198,7 @@ def _by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:
 
 
 def _alarms(runs: Sequence[RunPart], test_sets: Sequence[Mapping[str, Any]]) -> list[str]:
-    alarms = [alarm for part in runs for alarm in run_alarms(part.name, part.metrics)]
+    alarms = [alarm for part in runs for alarm in run_alarms(part.name, part.monitors)]
     return alarms + [alarm for test_set in test_sets for alarm in test_set["alarms"]]
 
 

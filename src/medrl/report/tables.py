@@ -9,6 +9,7 @@ from medrl.errors import RunError
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.intervals import Interval, wilson
 from medrl.evaluation.metrics import summarize
+from medrl.report.monitors import Reading
 from medrl.report.text import percent
 from medrl.runs import SUMMARY, read_records, read_summary
 from medrl.types import EvalRecord
@@ -19,8 +20,6 @@ ALARMING_RATE = 0.05
 """Share of unreadable or cut-off completions above which an accuracy says little."""
 ALARMING_LETTER_EXCESS = 0.25
 """How much more often than it is right a letter may be answered."""
-ALARMING_IDLE_GROUPS = 0.8
-"""Share of groups whose rewards are all equal, and so teach nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,14 +186,14 @@ def evaluation_alarms(evaluations: Sequence[Evaluation]) -> list[str]:
     return alarms
 
 
-def run_alarms(name: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is off in the last tenth of a run's steps."""
-    recent = metrics[-max(1, len(metrics) // 10) :]
-    idle = [row["frac_reward_zero_std"] for row in recent if row.get("frac_reward_zero_std") is not None]
-    if idle and sum(idle) / len(idle) > ALARMING_IDLE_GROUPS:
-        share = percent(sum(idle) / len(idle), 0)
-        return [f"{name}: at the end, all rewards were equal in {share} of the groups, which then teach nothing."]
-    return []
+def run_alarms(name: str, monitors: Sequence[Reading]) -> list[str]:
+    """The monitors of a run that are beyond their limits at its end."""
+    return [
+        f"{name}: at the end, {reading.title.lower()}: {reading.value}, where {reading.limit} is usual "
+        f"({reading.meaning})."
+        for reading in monitors
+        if reading.beyond
+    ]
 
 
 def _verb(rate: str) -> str:

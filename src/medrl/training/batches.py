@@ -1,16 +1,31 @@
 """Groups and advantages -> a step's batch -> micro-batches, with weights that do not depend on the cut."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from medrl.grpo import GRPO, REDUCTIONS
-from medrl.policy.policy import EncodedPrompt, Policy
-from medrl.sft import SFT
+from medrl.policy.policy import EncodedPrompt, ScoredCompletions
+from medrl.sft import RFT, SFT
 from medrl.types import Groups, Prompt
 
-Objective = GRPO | SFT
+Objective = GRPO | SFT | RFT
+
+
+class Scorer(Protocol):
+    """What an update asks of a policy."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]: ...
+
+    def logprobs(
+        self, encoded: Sequence[EncodedPrompt], completions: Any, *, temperature: float = 1.0
+    ) -> ScoredCompletions: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +65,8 @@ class MicroBatch:
     encoded: tuple[EncodedPrompt, ...]
     weights: Tensor
     """(R, 1) share of each completion's tokens in the step's loss."""
+    entropy_weight: float
+    """Share of a token in the step's mean entropy: 1 / (tokens of the step)."""
 
     @property
     def advantages(self) -> Tensor:
@@ -71,19 +88,28 @@ class MicroBatch:
         return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
 
 
-def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_batch: int) -> list[MicroBatch]:
+def cut(
+    policy: Scorer,
+    batch: Batch,
+    objective: Objective,
+    tokens_per_micro_batch: int,
+    max_tokens: int | None = None,
+) -> list[MicroBatch]:
     """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
 
-    Where there is no KL term, groups without advantages have no gradient and are left out; the weights count them.
+    Where neither KL nor entropy is in the loss, groups without advantages have no gradient and are left out; the
+    weights count them. ``max_tokens`` is the longest allowed completion, which ``reduction: constant`` divides by.
     """
-    lengths = torch.tensor([len(ids) for group in batch for ids in group.completions])
-    weights = iter(REDUCTIONS[objective.reduction](lengths).split([len(group.completions) for group in batch]))
-    idle = isinstance(objective, GRPO) and objective.kl_coef == 0
+    lengths = torch.tensor([len(ids) for group in batch for ids in group.completions], dtype=torch.long)
+    sizes = [len(group.completions) for group in batch]
+    weights = REDUCTIONS[objective.reduction](lengths, max_tokens).split(sizes) if batch else ()
+    entropy_weight = 1 / max(1, int(lengths.sum()))
+    idle = advantages_are_all(objective)
     kept = [(group, w) for group, w in zip(batch, weights, strict=True) if not (idle and not any(group.advantages))]
     encoded = policy.encode([group.prompt for group, _ in kept])
     micro_batches: list[MicroBatch] = []
     for (group, weight), prompt in zip(kept, encoded, strict=True):
-        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight)
+        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight, entropy_weight=entropy_weight)
         last = micro_batches[-1] if micro_batches else None
         if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
             micro_batches[-1] = replace(
@@ -95,3 +121,11 @@ def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_bat
         else:
             micro_batches.append(alone)
     return micro_batches
+
+
+def advantages_are_all(objective: Objective) -> bool:
+    """Whether a completion without an advantage has no part in the loss."""
+    if not isinstance(objective, GRPO):
+        return False
+    kl_in_loss = objective.kl_coef > 0 and not objective.row.kl_in_reward
+    return not kl_in_loss and objective.entropy_coef == 0

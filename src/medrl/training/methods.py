@@ -1,18 +1,27 @@
-"""How a step gets its groups and advantages: the one difference between reinforcement and supervised training."""
+"""How a step gets its groups and advantages: the one difference between reinforcement and supervised training.
 
-from collections.abc import Callable, Sequence
+groups = method.collect(draw, step)         what was written
+advantages = method.advantages(groups)      (N, G): how much of each completion is to be learned
+batch = method.pack(groups, advantages)     what the update trains on
+method.finish(step)                         what moves after the update, e.g. the reference
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from medrl.errors import SettingsError
-from medrl.grpo import GRPO, group_advantages
+from medrl.errors import DataError, SettingsError
+from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask, collect
 from medrl.rollout.sampling import Sampling
-from medrl.sft import SFT
-from medrl.training.batches import Objective
+from medrl.sft import RFT, SFT
+from medrl.training.batches import Batch, Objective, TrainingGroup, pack_groups
+from medrl.training.group_relative import Draw, GroupRelative, check_warm
+from medrl.training.released import RELEASED, ReleasedTurns
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
 
 ANSWER_FORMS: dict[Mode, str] = {
@@ -22,64 +31,193 @@ ANSWER_FORMS: dict[Mode, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One way of training."""
+class Stateless:
+    """A method that remembers nothing from step to step."""
 
-    collect: Callable[[Sequence[Example], int], Groups]
-    """(examples, step) -> groups."""
-    advantages: Callable[[Groups], Tensor]
-    """groups -> (N, G)."""
-    temperature: float
-    """At which log-probabilities are computed."""
+    def finish(self, step: int) -> None:
+        """Nothing moves but the policy."""
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
 
-def grpo(policy: Policy, objective: GRPO, ask: Ask, reward: Reward, sampling: Sampling, seed: int) -> Method:
-    """Sample groups and compare each completion with its group."""
-    if sampling.temperature == 0:
-        raise SettingsError(
-            "sampling.temperature is 0 (greedy), so all completions of a prompt would be the same and teach nothing; "
-            "the papers sample at 1"
-        )
-    if objective.kl_coef > 0:
-        _ = policy.reference  # loaded here: what is wrong with it shows before a run folder is made
-    return Method(
-        collect=lambda examples, step: collect(
-            policy, examples, ask, reward, sampling, group_size=objective.group_size, seed=seed, step=step
-        ),
-        advantages=lambda groups: group_advantages(groups.rewards),
-        temperature=sampling.temperature,
-    )
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
 
 
-def sft(policy: Policy, objective: SFT, ask: Ask, reward: Reward, sampling: Sampling, seed: int) -> Method:
-    """Imitate the right answer."""
-    return Method(
-        collect=lambda examples, step: demonstrate(policy, examples, ask),
-        advantages=lambda groups: torch.ones(len(groups), 1, dtype=torch.float64),
-        temperature=1.0,
-    )
+@dataclass
+class Supervised(Stateless):
+    """Imitate the right answer: cross-entropy on its tokens, none on the prompt's."""
+
+    policy: Policy | ReleasedTurns
+    objective: SFT
+    ask: Ask
+    prompts_per_step: int
+    temperature: float = 1.0
+
+    @classmethod
+    def start(
+        cls,
+        policy: Policy,
+        objective: SFT,
+        ask: Ask,
+        reward: Reward,
+        sampling: Sampling,
+        seed: int,
+        prompts_per_step: int,
+    ) -> Self:
+        turns = ReleasedTurns(policy) if objective.emulate != "none" else policy
+        return cls(turns, objective, ask, prompts_per_step)
+
+    def collect(self, draw: Draw, step: int) -> Groups:
+        """One completion per example: its right answer in the form its prompt asks for."""
+        return demonstrate(self.policy, draw(self.prompts_per_step), self.ask, self.objective)
+
+    def advantages(self, groups: Groups) -> Tensor:
+        """(N, 1) ones."""
+        return torch.ones(len(groups), 1, dtype=torch.float64)
+
+    def pack(self, groups: Groups, advantages: Tensor) -> Batch:
+        if isinstance(self.policy, ReleasedTurns):
+            return self.policy.pack(groups)
+        return pack_groups(groups, advantages)
 
 
-METHODS: dict[type, Callable[..., Method]] = {GRPO: grpo, SFT: sft}
+@dataclass
+class RejectionSampling(Stateless):
+    """Imitate the best of what the policy itself wrote, where the best is right. Source: see ``RFT``."""
+
+    policy: Policy
+    objective: RFT
+    ask: Ask
+    reward: Reward
+    sampling: Sampling
+    seed: int
+    prompts_per_step: int
+
+    @classmethod
+    def start(
+        cls,
+        policy: Policy,
+        objective: RFT,
+        ask: Ask,
+        reward: Reward,
+        sampling: Sampling,
+        seed: int,
+        prompts_per_step: int,
+    ) -> Self:
+        check_warm(sampling)
+        return cls(policy, objective, ask, reward, sampling, seed, prompts_per_step)
+
+    @property
+    def temperature(self) -> float:
+        """At which log-probabilities are computed."""
+        return self.sampling.temperature
+
+    def collect(self, draw: Draw, step: int) -> Groups:
+        """Sampled as for GRPO, so that the two can be compared at the same cost."""
+        examples = draw(self.prompts_per_step)
+        return collect(
+            self.policy, examples, self.ask, self.reward, self.sampling,
+            group_size=self.objective.group_size, seed=self.seed, step=step,
+        )  # fmt: skip
+
+    def advantages(self, groups: Groups) -> Tensor:
+        """(N, G): 1 for what is kept, 0 for the rest."""
+        return torch.tensor([keep_best(group, self.objective.keep) for group in groups], dtype=torch.float64)
+
+    def pack(self, groups: Groups, advantages: Tensor) -> Batch:
+        """Only what is kept; a prompt without a right completion has no part in the step."""
+        kept = []
+        for group in pack_groups(groups, advantages):
+            chosen = [i for i, advantage in enumerate(group.advantages) if advantage]
+            if chosen:
+                kept.append(
+                    TrainingGroup(
+                        prompt=group.prompt,
+                        completions=tuple(group.completions[i] for i in chosen),
+                        advantages=tuple(group.advantages[i] for i in chosen),
+                        sampling_logprobs=tuple(group.sampling_logprobs[i] for i in chosen),
+                    )
+                )
+        return tuple(kept)
+
+
+Method = GroupRelative | Supervised | RejectionSampling
+
+
+def keep_best(group: Group, keep: str) -> list[float]:
+    """1.0 for each completion of a group to imitate: right answers only; with ``best`` one of them."""
+    right = [i for i, r in enumerate(group.rollouts) if r.score.answer == group.example.target]
+    if keep == "best" and right:
+        scores = [(-group.rollouts[i].score.value, len(group.rollouts[i].completion.token_ids), i) for i in right]
+        right = [min(scores)[2]]
+    return [float(i in right) for i in range(len(group.rollouts))]
+
+
+METHODS: dict[type, Callable[..., Method]] = {
+    GRPO: GroupRelative.start,
+    SFT: Supervised.start,
+    RFT: RejectionSampling.start,
+}
 
 
 def make_method(
-    policy: Policy, objective: Objective, ask: Ask, reward: Reward, sampling: Sampling, seed: int
+    policy: Policy,
+    objective: Objective,
+    ask: Ask,
+    reward: Reward,
+    sampling: Sampling,
+    seed: int,
+    prompts_per_step: int,
 ) -> Method:
     """The method an objective belongs to."""
-    return METHODS[type(objective)](policy, objective, ask, reward, sampling, seed)
+    return METHODS[type(objective)](policy, objective, ask, reward, sampling, seed, prompts_per_step)
 
 
-def demonstrate(policy: Policy, examples: Sequence[Example], ask: Ask) -> Groups:
-    """One completion per example: its right answer in the form its prompt asks for, with an empty rationale."""
+def demonstrate(
+    policy: Policy | ReleasedTurns, examples: Sequence[Example], ask: Ask, objective: SFT | None = None
+) -> Groups:
+    """One completion per example: its right answer in the form its prompt asks for, with its rationale if that is
+    wanted."""
     groups = []
     for example in examples:
         prompt = ask(example)
-        text = ANSWER_FORMS[prompt.mode].format(letter=example.target, rationale="")
+        text = _target_text(example, prompt.mode, objective or SFT())
         completion = Completion(
             text=text, token_ids=tuple(policy.tokenize(text)), finish_reason="stop", mode=prompt.mode
         )
         rollout = Rollout(completion=completion, score=Score(value=1.0, answer=example.target, explanation="target"))
         groups.append(Group(example=example, prompt=prompt, rollouts=(rollout,)))
     return Groups(tuple(groups))
+
+
+def _target_text(example: Example, mode: Mode, objective: SFT) -> str:
+    if objective.emulate != "none":
+        return RELEASED.format(letter=example.target)
+    rationale = (example.rationale or "").strip() if objective.rationale == "column" else ""
+    return ANSWER_FORMS[mode].format(letter=example.target, rationale=rationale)
+
+
+def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Objective) -> None:
+    """Refuse supervised training that cannot show what it promises, before anything is written.
+
+    Raises ``DataError`` naming examples without the rationale that is asked for, ``SettingsError`` for settings that
+    contradict each other.
+    """
+    if not isinstance(objective, SFT):
+        return
+    if objective.emulate != "none" and objective.rationale != "none":
+        raise SettingsError("sft.emulate writes its own answers, so sft.rationale cannot be used with it: choose one")
+    if objective.emulate != "none" and mode != "no_think":
+        raise SettingsError(
+            f"sft.emulate {objective.emulate} writes answers without reasoning, but training.mode is {mode}: "
+            "set it to no_think"
+        )
+    if objective.rationale == "none" or mode == "no_think":
+        return
+    without = [example.id for example in examples if not (example.rationale or "").strip()]
+    if without:
+        raise DataError(
+            f"sft.rationale is 'column', but {len(without)} of {len(examples)} examples have no rationale "
+            f"({', '.join(without[:5])}): fill that column of the store, or set sft.rationale to none"
+        )

@@ -1,17 +1,19 @@
 """A step's numbers under the names of docs/records.md, which are TRL's where TRL has one."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from medrl.training.monitors import implied_option, step_monitors, tags_off
 from medrl.training.update import Update
 from medrl.types import Groups, relative_to
 
 
 def step_metrics(groups: Groups, update: Update) -> dict[str, Any]:
     """One row of metrics.jsonl, without the times. Reward figures are there only where completions were sampled."""
-    return {**_rewards(groups), **_update(update), **_lengths(groups)}
+    return {**_rewards(groups), **_update(update), **_kl_of_rewards(groups), **_lengths(groups)}
 
 
 def _rewards(groups: Groups) -> dict[str, float]:
@@ -19,12 +21,15 @@ def _rewards(groups: Groups) -> dict[str, float]:
     if not scored:
         return {}
     spreads = [stdev(rewards) for rewards in groups.rewards if len(rewards) > 1]
+    drawn = [*groups.rewards, *Groups(groups.dropped).rewards]
     return {
         "reward": fmean(rollout.score.value for rollout in scored),
         "reward_std": fmean(spreads) if spreads else 0.0,
-        "frac_reward_zero_std": fmean(len(set(rewards)) == 1 for rewards in groups.rewards),
+        "frac_reward_zero_std": fmean(len(set(rewards)) == 1 for rewards in drawn),
+        **({"dropped_groups": len(groups.dropped)} if groups.dropped else {}),
         **{f"rewards/{part}/mean": fmean(r.score.parts[part] for r in scored) for part in scored[0].score.parts},
         "parse_fail_rate": fmean(rollout.score.answer is None for rollout in scored),
+        **step_monitors(groups),
     }
 
 
@@ -45,6 +50,13 @@ def _update(update: Update) -> dict[str, float]:
     return row
 
 
+def _kl_of_rewards(groups: Groups) -> dict[str, float]:
+    """Mean KL per token where it is a part of the reward and not of the loss."""
+    charged = [rollout for rollout in groups.rollouts if "kl" in rollout.score.parts]
+    tokens = sum(len(rollout.completion.token_ids) for rollout in charged)
+    return {"kl": sum(rollout.score.parts["kl"] for rollout in charged) / tokens} if tokens else {}
+
+
 def _lengths(groups: Groups) -> dict[str, float]:
     completions = [rollout.completion for rollout in groups.rollouts]
     ended = [len(c.token_ids) for c in completions if not c.truncated]
@@ -59,9 +71,18 @@ def _lengths(groups: Groups) -> dict[str, float]:
 
 
 def rollout_rows(
-    step: int, groups: Groups, advantages: Iterable[Iterable[float]], root: Path | None = None
+    step: int,
+    groups: Groups,
+    advantages: Iterable[Iterable[float]],
+    update: Update | None = None,
+    root: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of rollouts.jsonl: every completion with its reward, parts and advantage; images relative to ``root``."""
+    """Rows of rollouts.jsonl: every completion with its reward, parts, advantage and what the monitors see in it.
+
+    Images are relative to ``root``. Entropy, KL and the sampler's gap are those of the training pass, and absent where
+    there was none.
+    """
+    measured = _measured(groups, update)
     return [
         {
             "step": step,
@@ -74,7 +95,24 @@ def rollout_rows(
             "answer": rollout.score.answer,
             "target": group.example.target,
             "advantage": advantage,
+            "tokens": len(rollout.completion.token_ids),
+            "implied": implied_option(rollout.completion, group.example),
+            "tags_off": tags_off(rollout.completion),
+            **seen,
         }
-        for group, values in zip(groups, advantages, strict=True)
-        for rollout, advantage in zip(group.rollouts, values, strict=True)
+        for group, values, rows in zip(groups, advantages, measured, strict=True)
+        for rollout, advantage, seen in zip(group.rollouts, values, rows, strict=True)
+    ]
+
+
+def _measured(groups: Groups, update: Update | None) -> list[list[dict[str, float]]]:
+    """Per group and completion, the figures of the training pass that there are."""
+    nothing: list[list[dict[str, float]]] = [[{} for _ in group.rollouts] for group in groups]
+    if update is None or len(update.completions) != len(groups):  # what was trained on is not what was sampled
+        return nothing
+    return [
+        [{name: value for name, value in asdict(one).items() if value is not None} for one in rows]
+        if rows is not None and len(rows) == len(empty)
+        else empty
+        for rows, empty in zip(update.completions, nothing, strict=True)
     ]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from medrl.grpo import GRPO, policy_loss
 from medrl.policy.policy import Policy, ScoredCompletions
-from medrl.sft import SFT, cross_entropy
-from medrl.training.batches import MicroBatch
+from medrl.sft import RFT, SFT, cross_entropy
+from medrl.training.batches import MicroBatch, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,10 @@ class Terms:
 
     loss: Tensor
     policy: float
-    kl: float
-    clip_fraction: float
+    kl_per_token: Tensor | None = None
+    """(R, T) without gradient; None without a reference."""
+    clipped_per_token: Tensor | None = None
+    """(R, T) 1.0 where a ratio was clipped; None where there is no ratio."""
 
 
 def _grpo(
@@ -31,7 +33,7 @@ def _grpo(
     old: Tensor | None,
 ) -> Terms:
     ref_logprobs = None
-    if objective.kl_coef > 0:
+    if objective.kl_coef > 0 and not objective.row.kl_in_reward:
         with torch.no_grad():
             reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         ref_logprobs = reference.logprobs
@@ -44,20 +46,27 @@ def _grpo(
         objective,
         old_logprobs=old,
         ref_logprobs=ref_logprobs,
+        entropy=scored.entropy,
+        entropy_weight=micro_batch.entropy_weight,
     )
-    return Terms(terms.loss, float(terms.policy), float(terms.kl), float(terms.clip_fraction))
+    return Terms(
+        terms.loss,
+        float(terms.policy),
+        None if ref_logprobs is None else terms.kl_per_token,
+        terms.clipped_per_token,
+    )
 
 
-def _sft(
-    policy: Policy,
+def _imitation(
+    policy: Scorer,
     micro_batch: MicroBatch,
     scored: ScoredCompletions,
-    objective: SFT,
+    objective: SFT | RFT,
     temperature: float,
     old: Tensor | None,
 ) -> Terms:
     loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
-    return Terms(loss, float(loss.detach()), 0.0, 0.0)
+    return Terms(loss, float(loss.detach()))
 
 
-TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _sft}
+TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _imitation, RFT: _imitation}

@@ -16,7 +16,7 @@ from medrl.rewards import make_reward
 from medrl.rewards.choose import describe_files
 from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
-from medrl.sft import SFT
+from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
 from medrl.training.train import Resume, Training, train
 from medrl.types import Example
@@ -38,18 +38,19 @@ class Data(Settings):
 class Recipe(Settings):
     """All settings of a run."""
 
-    method: Literal["grpo", "sft"] = "grpo"
+    method: Literal["grpo", "sft", "rft"] = "grpo"
     policy: PolicySettings
     data: Data
     reward: str | dict[str, Any] = Field(default={"choice_correct": 1.0, "well_formed": 1.0})
     """Parts of the reward and their weights, ``FILE.py:FUNCTION``, or rewards ``by_source``: docs/rewards.md."""
     grpo: GRPO = GRPO()
     sft: SFT = SFT()
+    rft: RFT = RFT()
     training: Training = Training()
 
     @property
     def objective(self) -> Objective:
-        return {"grpo": self.grpo, "sft": self.sft}[self.method]
+        return {"grpo": self.grpo, "sft": self.sft, "rft": self.rft}[self.method]
 
 
 def run_recipe(

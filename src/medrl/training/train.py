@@ -1,5 +1,7 @@
-"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for GRPO and supervised training."""
+"""The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and imitation
+alike."""
 
+import copy
 import functools
 import hashlib
 import time
@@ -19,12 +21,14 @@ from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import check_gold, guarded
+from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
-from medrl.training.batches import Objective, pack_groups
+from medrl.training.batches import Objective
 from medrl.training.checkpoint import checkpoint_name, latest_checkpoint, load_state, save_checkpoint
-from medrl.training.methods import make_method
+from medrl.training.curriculum import Curriculum, arrange, pass_rates
+from medrl.training.methods import Method, check_demonstrations, make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
 from medrl.training.update import update_policy
@@ -33,6 +37,8 @@ from medrl.types import Example, Groups, Mode, Reward
 Resume = Literal["auto", "never", "must"]
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
+METHOD = "method."
+"""Prefix of a method's own tensors in a checkpoint, beside the optimizer's."""
 
 
 class Training(Settings):
@@ -48,6 +54,7 @@ class Training(Settings):
     """Prompt wording by name; None takes the mode's default."""
     sampling: Sampling = Sampling()
     optim: Optim = Optim()
+    curriculum: Curriculum = Curriculum()
     tokens_per_micro_batch: int = Field(default=4096, ge=1)
     """Tokens that go through the model together; changes memory and speed, not the result."""
     save_every: int = Field(default=100, ge=1)
@@ -76,7 +83,7 @@ def train(
     Args:
         train_set: examples to draw from.
         reward: scores completions; ignored by supervised training.
-        objective: ``GRPO(...)`` or ``SFT(...)``.
+        objective: ``GRPO(...)``, ``SFT(...)`` or ``RFT(...)``.
         settings: see ``Training``; or give its fields as keyword arguments.
         recipe: what the run folder keeps as its recipe; None keeps the settings.
         provenance: facts to keep beside it, e.g. the data's fingerprint.
@@ -94,54 +101,87 @@ def train(
         policy.freeze_reference()  # a second training starts where the first one ended
     weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
     reward = guarded(reward)
-    check_inputs(train_set, reward, settings)
+    check_inputs(train_set, reward, settings, objective)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
-    method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed)
+    method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
     described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
     provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
     run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
 
-    sampler = Sampler(len(train_set), settings.seed)
-    optimizer = AdamW(policy.model.named_parameters(), settings.optim)
-    first_step, seconds_before = restore(run, policy, optimizer, sampler)
-    policy.trained = True
     started = time.monotonic()
-    step = first_step
+    train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, quiet=quiet)
+    sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
+    draw = functools.partial(draw_examples, train_set, sampler)
+    optimizer = AdamW(policy.model.named_parameters(), settings.optim)
+    first_step, seconds_before = restore(run, policy, optimizer, sampler, method)
+    policy.trained = True
+    step, before = first_step, remember(sampler, method)
     try:
         with Progress(settings.steps, first_step, quiet=quiet) as progress, stopping.at_safe_points():
             for step in range(first_step, settings.steps):
-                clock = Clock()
-                examples = [train_set[index] for index in sampler.next(settings.prompts_per_step)]
-                groups = method.collect(examples, step)
+                clock, before = Clock(), remember(sampler, method)
+                groups = method.collect(draw, step)
                 clock.lap("rollout")
                 advantages = method.advantages(groups)
-                batch = pack_groups(groups, advantages)
+                batch = method.pack(groups, advantages)
                 update = update_policy(
-                    policy,
+                    method.policy,
                     batch,
                     optimizer,
                     objective,
                     lr=learning_rate(settings.optim, step, settings.steps),
                     temperature=method.temperature,
                     tokens_per_micro_batch=settings.tokens_per_micro_batch,
+                    max_tokens=settings.sampling.max_new_tokens,
                 )
+                method.finish(step)
                 clock.lap("update")
                 row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
                 run.append_metrics({**row, "eta_s": progress.advance(row)})
-                run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), root))
+                run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), update, root))
                 if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                     seconds = seconds_before + time.monotonic() - started
-                    save(run, step + 1, policy, optimizer, sampler, settings, seconds)
+                    save(run, step + 1, policy, optimizer, sampler, method, settings, seconds)
     except stopping.Stopped:
         # No weight has moved since this step began, so that is the state to save: the step is taken again on resume.
-        sampler.position = step * settings.prompts_per_step
+        recall(before, sampler, method)
         if not (run.checkpoints / checkpoint_name(step)).exists():
-            save(run, step, policy, optimizer, sampler, settings, seconds_before + time.monotonic() - started)
+            save(run, step, policy, optimizer, sampler, method, settings, seconds_before + time.monotonic() - started)
         raise
     run.update_provenance(seconds=seconds_before + time.monotonic() - started)
     return run
+
+
+def draw_examples(train_set: Sequence[Example], sampler: Sampler, count: int) -> list[Example]:
+    """The next ``count`` examples; none for none."""
+    return [train_set[index] for index in sampler.next(count)] if count else []
+
+
+def remember(sampler: Sampler, method: Method) -> tuple[int, dict[str, Any]]:
+    """What moves in a step before the weights do."""
+    return sampler.position, copy.deepcopy(method.state()[1])
+
+
+def recall(before: tuple[int, dict[str, Any]], sampler: Sampler, method: Method) -> None:
+    """Take back what moved in a step that was stopped before the weights did; tensors move only after them."""
+    sampler.position = before[0]
+    method.restore(method.state()[0], before[1])
+
+
+def choose_curriculum(
+    run: Run, policy: Policy, train_set: Sequence[Example], ask: Ask, reward: Reward, settings: Training, *, quiet: bool
+) -> tuple[Sequence[Example], list[float] | None]:
+    """What is asked and in which order; asks the policy, which is untrained as yet, for its pass rates where that
+    matters."""
+    if settings.curriculum.use == "none":
+        return train_set, None
+    rates = pass_rates(
+        run, policy, train_set, ask, reward, settings.sampling, settings.curriculum,
+        seed=settings.seed, batch_size=settings.prompts_per_step, quiet=quiet,
+    )  # fmt: skip
+    return arrange(train_set, rates, settings.curriculum)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
@@ -152,11 +192,12 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training) -> None:
+def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
     """Refuse what cannot be trained on, before anything is written."""
     if not train_set:
         raise DataError("the training set is empty: check data.train and its filters")
     find_template(settings.mode, settings.template)
+    check_demonstrations(train_set, settings.mode, objective)
     rejected = check_gold(reward, train_set, settings.mode)
     if rejected:
         lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]
@@ -190,11 +231,21 @@ def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any]
 
 
 def save(
-    run: Run, step: int, policy: Policy, optimizer: AdamW, sampler: Sampler, settings: Training, seconds: float
+    run: Run,
+    step: int,
+    policy: Policy,
+    optimizer: AdamW,
+    sampler: Sampler,
+    method: Method,
+    settings: Training,
+    seconds: float,
 ) -> Path:
     """Write the whole run as it stands after ``step`` steps."""
     tensors, optimizer_steps = optimizer.state_dict()
+    method_tensors, method_state = method.state()
+    tensors |= {METHOD + name: tensor for name, tensor in method_tensors.items()}
     state = {
+        "method": method_state,
         "step": step,
         "sampler_position": sampler.position,
         "optimizer_steps": optimizer_steps,
@@ -205,10 +256,11 @@ def save(
     return save_checkpoint(run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints)
 
 
-def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler) -> tuple[int, float]:
+def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler, method: Method) -> tuple[int, float]:
     """Continue from the newest checkpoint that verifies. Returns the next step and the seconds spent before it.
 
-    All randomness is a function of seed and step, so there is no generator to restore.
+    All randomness is a function of seed and step, so there is no generator to restore; what a method remembers (a
+    reference that moves, how its domains fared) is restored with it.
     """
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is None:
@@ -216,6 +268,8 @@ def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler) -> tup
         return 0, 0.0
     tensors, state = load_state(checkpoint)
     policy.restore(checkpoint)
+    remembered = {name.removeprefix(METHOD): tensors.pop(name) for name in list(tensors) if name.startswith(METHOD)}
+    method.restore(remembered, state.get("method", {}))
     optimizer.load_state_dict(tensors, state["optimizer_steps"])
     sampler.position = state["sampler_position"]
     run.truncate(state["log_offsets"])

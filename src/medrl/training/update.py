@@ -14,10 +14,21 @@ from torch import Tensor
 from medrl import stopping
 from medrl.errors import NonFiniteError
 from medrl.grpo import GRPO
-from medrl.policy.policy import Policy, ScoredCompletions
-from medrl.training.batches import Batch, MicroBatch, Objective, cut
+from medrl.policy.policy import ScoredCompletions
+from medrl.training.batches import Batch, MicroBatch, Objective, Scorer, cut
 from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the training pass says of one completion: means over its tokens, in nats."""
+
+    entropy: float
+    kl: float | None
+    """None without a reference in the loss."""
+    sampling_gap: float | None
+    """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +38,9 @@ class Update:
     loss: float
     policy_loss: float
     kl: float
-    """Mean KL to the reference, nats per token."""
+    """Mean KL to the reference over all tokens of the step, nats."""
     clip_fraction: float
+    """Share of all tokens of the step whose ratio was clipped."""
     entropy: float
     """Mean entropy of the completion tokens' distributions, nats."""
     grad_norm: float
@@ -40,10 +52,12 @@ class Update:
     """Groups without a gradient, which cost no pass."""
     tokens: int
     """Tokens that went through the training pass."""
+    completions: tuple[tuple[Measured, ...] | None, ...] = ()
+    """Per group of the batch, in order, each of its completions; None for a group that was skipped."""
 
 
 def update_policy(
-    policy: Policy,
+    policy: Scorer,
     batch: Batch,
     optimizer: AdamW,
     objective: Objective,
@@ -51,14 +65,17 @@ def update_policy(
     lr: float,
     temperature: float = 1.0,
     tokens_per_micro_batch: int = 4096,
+    max_tokens: int | None = None,
 ) -> Update:
     """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
+
+    ``max_tokens`` is the longest allowed completion; only ``reduction: constant`` needs it.
 
     Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; that update has changed no
     weight then (with several updates per rollout, earlier ones have). Raises ``Stopped`` between micro-batches before
     any weight has moved.
     """
-    micro_batches = cut(policy, batch, objective, tokens_per_micro_batch)
+    micro_batches = cut(policy, batch, objective, tokens_per_micro_batch, max_tokens)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
     old: list[Tensor | None] = [None] * len(micro_batches)
     totals = _Totals()
@@ -79,11 +96,11 @@ def update_policy(
             optimizer.zero_grad()
             culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
             raise NonFiniteError(f"{error}; it comes from example {' or '.join(culprits)}") from error
-    return totals.update(grad_norm, lr, skipped=len(batch) - sum(len(m.groups) for m in micro_batches))
+    return totals.update(grad_norm, lr, batch)
 
 
 def _backward(
-    policy: Policy, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
+    policy: Scorer, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
 ) -> tuple[Terms, ScoredCompletions]:
     scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
     terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
@@ -94,39 +111,59 @@ def _backward(
 
 
 class _Totals:
-    """Sums of the micro-batches' shares."""
+    """Sums over the micro-batches."""
 
     def __init__(self) -> None:
-        self.loss = self.policy = self.kl = self.clip_fraction = 0.0
+        self.loss = self.policy = self.kl = self.clipped = 0.0
         self.entropy = self.gap = 0.0
         self.scored_tokens = self.sampled_tokens = self.tokens = 0
+        self.measured: dict[int, tuple[Measured, ...]] = {}
+        """By the identity of the group."""
 
     def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
         self.loss += float(terms.loss.detach())
         self.policy += terms.policy
-        self.kl += terms.kl
-        self.clip_fraction += terms.clip_fraction
-        self.entropy += float((scored.entropy * scored.completion_mask).sum())
-        self.scored_tokens += int(scored.completion_mask.sum())
+        self.kl += 0.0 if terms.kl_per_token is None else float(terms.kl_per_token.sum())
+        self.clipped += 0.0 if terms.clipped_per_token is None else float(terms.clipped_per_token.sum())
         self.tokens += micro_batch.tokens
-        sampled = [values for group in micro_batch.groups for values in group.sampling_logprobs]
-        for row, values in enumerate(sampled):
-            trained = scored.logprobs[row, : len(values)].detach().cpu()
-            self.gap += float((trained - torch.tensor(values, dtype=trained.dtype)).abs().sum())
-            self.sampled_tokens += len(values)
+        lengths = scored.completion_mask.sum(1)  # (R,)
+        entropy = (scored.entropy.detach() * scored.completion_mask).sum(1)
+        self.entropy += float(entropy.sum())
+        self.scored_tokens += int(lengths.sum())
+        means = (entropy / lengths).tolist()
+        kls = [None] * len(means) if terms.kl_per_token is None else (terms.kl_per_token.sum(1) / lengths).tolist()
+        logprobs, row = scored.logprobs.detach().cpu(), 0
+        for group in micro_batch.groups:
+            rows = range(row, row + len(group.completions))
+            gaps = self._gaps(group.sampling_logprobs, logprobs[rows.start : rows.stop])
+            self.measured[id(group)] = tuple(
+                Measured(entropy=means[i], kl=kls[i], sampling_gap=gaps[i - rows.start]) for i in rows
+            )
+            row = rows.stop
 
-    def update(self, grad_norm: float, lr: float, skipped: int) -> Update:
+    def _gaps(self, sampled: Sequence[Sequence[float]], trained: Tensor) -> list[float | None]:
+        """Mean absolute difference per completion of a group; None where nothing was sampled."""
+        gaps: list[float | None] = []
+        for values, row in zip(sampled, trained, strict=False):
+            gap = float((row[: len(values)] - torch.tensor(values, dtype=row.dtype)).abs().sum())
+            self.gap += gap
+            self.sampled_tokens += len(values)
+            gaps.append(gap / len(values) if values else None)
+        return gaps or [None] * len(trained)
+
+    def update(self, grad_norm: float, lr: float, batch: Batch) -> Update:
         return Update(
             loss=self.loss,
             policy_loss=self.policy,
-            kl=self.kl,
-            clip_fraction=self.clip_fraction,
+            kl=self.kl / max(1, self.scored_tokens),
+            clip_fraction=self.clipped / max(1, self.scored_tokens),
             entropy=self.entropy / max(1, self.scored_tokens),
             grad_norm=grad_norm,
             lr=lr,
             sampling_gap=self.gap / self.sampled_tokens if self.sampled_tokens else None,
-            skipped_groups=skipped,
+            skipped_groups=len(batch) - len(self.measured),
             tokens=self.tokens,
+            completions=tuple(self.measured.get(id(group)) for group in batch),
         )
 
 
@@ -145,7 +182,7 @@ def _describe_loss(micro_batch: MicroBatch, scored: ScoredCompletions, loss: flo
 
 
 def _non_finite_gradients(
-    policy: Policy,
+    policy: Scorer,
     micro_batches: Sequence[MicroBatch],
     objective: Objective,
     temperature: float,

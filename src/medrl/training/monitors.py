@@ -1,0 +1,131 @@
+"""What goes wrong in reinforcement before the reward shows it: figures of one step, from its groups alone.
+
+    think-implied option against answer · tags · letters against gold · length of right and wrong · pass@k
+
+Pure functions without torch: the report reads the same figures, and the same completions, from a run folder.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from medrl.rewards.format import BLOCKS
+from medrl.rewards.option_text import clean, words_of
+from medrl.rewards.parse import find_tags
+from medrl.types import LETTERS, Completion, Example, Group, Groups, Mode, Rollout
+
+# A small letter must end its clause: "the answer is a tumor" names no option.
+_LETTER_NAMED = re.compile(
+    r"""(?i:answer|option|choice|letter)\s*(?i:is|would\sbe|should\sbe|:|=)?\s*[(\[*"']*
+        ([A-J](?![\w'’])|[a-j](?=[)\]*"',:]|\s*\Z)) | [(\[]([A-Ja-j])[)\]]""",
+    re.VERBOSE,
+)
+_SENTENCE_END = re.compile(r"[.!?\n;]+")
+
+
+def step_monitors(groups: Groups) -> dict[str, Any]:
+    """The monitors of a step that was sampled; a figure that does not exist in it is left out."""
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    pairs = [(group.example, rollout.completion, rollout) for group, rollout in rollouts]
+    agreeing = [
+        implied == rollout.score.answer
+        for example, completion, rollout in pairs
+        if (implied := implied_option(completion, example)) and rollout.score.answer
+    ]
+    right = [len(completion.token_ids) for example, completion, r in pairs if is_right(example, r)]
+    wrong = [len(completion.token_ids) for example, completion, r in pairs if not is_right(example, r)]
+    answers, targets = letter_counts(groups)
+    return {
+        **({"think_agreement": fmean(agreeing), "think_implied": len(agreeing) / len(pairs)} if agreeing else {}),
+        "tags_off": fmean(tags_off(completion) for _, completion, _ in pairs),
+        "answer_letters": answers,
+        "target_letters": targets,
+        **({"completions/mean_length_right": fmean(right)} if right else {}),
+        **({"completions/mean_length_wrong": fmean(wrong)} if wrong else {}),
+        **{f"pass@{k}": value for k, value in pass_at_k(groups).items()},
+    }
+
+
+def is_right(example: Example, rollout: Rollout) -> bool:
+    """Whether the answer that was read is the target."""
+    return rollout.score.answer is not None and rollout.score.answer == example.target
+
+
+def implied_option(completion: Completion, example: Example) -> str | None:
+    """Letter of the option that the reasoning comes down to; None without reasoning, or where it names none or several.
+
+    It is the one option named, by letter or by text, in the last sentence of the think block that names any. A text
+    counts where its words stand in a row; of two where one contains the other, the longer counts.
+    """
+    thought = think_text(completion.text)
+    for sentence in reversed(_SENTENCE_END.split(thought)):
+        named = _options_in(sentence, example.options)
+        if named:
+            return LETTERS[named.pop()] if len(named) == 1 else None
+    return None
+
+
+def think_text(text: str) -> str:
+    """What stands between the first ``<think>`` and the last ``</think>`` behind it; empty without both."""
+    tags = find_tags(text)
+    start = next((tag.end for tag in tags if tag.name == "think"), None)
+    end = next((tag.start for tag in reversed(tags) if tag.name == "/think"), None)
+    return text[start:end] if start is not None and end is not None and start <= end else ""
+
+
+def _options_in(sentence: str, options: Sequence[str]) -> set[int]:
+    letters = {LETTERS.index((match[1] or match[2]).upper()) for match in _LETTER_NAMED.finditer(sentence)}
+    named = {index for index in letters if index < len(options)}
+    plain = f" {' '.join(words_of(clean(sentence)))} "
+    texts = {index: f" {' '.join(words_of(clean(option)))} " for index, option in enumerate(options)}
+    # The longest first, each taken out as it is found: "no fracture" does not also name "fracture".
+    for index, text in sorted(texts.items(), key=lambda item: -len(item[1])):
+        if text.strip() and text in plain:
+            named.add(index)
+            plain = plain.replace(text, " | ")
+    return named
+
+
+def tags_off(completion: Completion) -> bool:
+    """Whether any tag of the mode does not occur exactly once, or one that the mode does not know occurs."""
+    counts = Counter(tag.name for tag in find_tags(completion.text))
+    return counts != Counter(_expected_tags(completion.mode))
+
+
+def _expected_tags(mode: Mode) -> list[str]:
+    return [name for block in BLOCKS[mode] for name in (block, f"/{block}")]
+
+
+def letter_counts(groups: Iterable[Group]) -> tuple[dict[str, int], dict[str, int]]:
+    """How often each letter was answered, and how often it would have been right; the same letters in both."""
+    answers: Counter[str] = Counter()
+    targets: Counter[str] = Counter()
+    for group in groups:
+        answers.update(r.score.answer for r in group.rollouts if r.score.answer is not None)
+        targets[group.example.target] += len(group.rollouts)
+    letters = sorted(answers.keys() | targets.keys())
+    return {letter: answers[letter] for letter in letters}, {letter: targets[letter] for letter in letters}
+
+
+def letter_excess(answers: dict[str, int], targets: dict[str, int]) -> tuple[str, float] | None:
+    """The letter that is answered most beyond its due, and by which share of all answers; None without answers."""
+    n_answers, n_targets = sum(answers.values()), sum(targets.values())
+    if not n_answers or not n_targets:
+        return None
+    excess = {name: answers[name] / n_answers - targets.get(name, 0) / n_targets for name in answers}
+    letter = max(excess, key=lambda name: excess[name])
+    return letter, excess[letter]
+
+
+def pass_at_k(groups: Groups) -> dict[int, float]:
+    """Chance that one of k completions of a prompt is right, for k = 1, 2, 4, ... up to the group size.
+
+    Unbiased: 1 - C(n - c, k) / C(n, k) with c right of n. Source: Chen et al., arXiv 2107.03374, eq. 1.
+    """
+    sizes = [len(group.rollouts) for group in groups]
+    right = [sum(is_right(group.example, rollout) for rollout in group.rollouts) for group in groups]
+    ks = [2**power for power in range(min(sizes, default=0).bit_length())]
+    return {k: fmean(1 - math.comb(n - c, k) / math.comb(n, k) for n, c in zip(sizes, right, strict=True)) for k in ks}
