@@ -28,8 +28,8 @@ class PolicySettings(Settings):
     min_pixels: int | None = Field(default=None, ge=1)
     max_pixels: int | None = Field(default=None, ge=1)
     """Bounds on an image's area after resizing; None keeps the processor's own (the papers: 401408)."""
-    attention: Literal["dense"] = "dense"
-    """Back end of packed attention."""
+    attention: Literal["auto", "dense", "flex", "varlen"] = "auto"
+    """Back end of packed attention; auto takes the fastest that works on the device, and the run records which."""
 
 
 def resolve_model(model: str) -> str:

@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from medrl.data.images import open_image
 from medrl.errors import PolicyError, PromptTooLongError
-from medrl.policy.attention import BACK_ENDS
 from medrl.policy.families import FAMILIES
 from medrl.policy.layout import Layout, pack
 from medrl.policy.loading import (
@@ -34,6 +33,7 @@ from medrl.policy.loading import (
     set_pixel_bounds,
 )
 from medrl.policy.logprobs import token_logprobs
+from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
 
 REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 256 * 2**20, 4096
@@ -78,7 +78,7 @@ class ScoredCompletions:
 class Policy:
     """A model that completes prompts. Make one with ``Policy.load``, or from parts that are already in memory."""
 
-    def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "dense") -> None:
+    def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "auto") -> None:
         model_type = model.config.model_type
         if model_type not in FAMILIES:
             raise PolicyError(
@@ -88,7 +88,8 @@ class Policy:
         self.processor = processor
         self.source = source
         self.family = FAMILIES[model_type](model)
-        self.attention = attention
+        self.attention = choose_back_end(attention, self.family.head, self.family.cache_shape[-1])
+        """Back end of packed attention; never ``auto``: the choice is made once, here."""
         self.trained = False
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self._reference: Policy | None = None
@@ -103,7 +104,7 @@ class Policy:
         device: str | torch.device | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        attention: str = "dense",
+        attention: str = "auto",
     ) -> "Policy":
         """Open a model folder, a hub id, or ``demo-base``. Raises ``PolicyError`` naming what is missing."""
         source = resolve_model(str(source))
