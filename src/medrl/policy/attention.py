@@ -58,6 +58,7 @@ def share_heads(query: Tensor, key: Tensor) -> Tensor:
     return key if groups == 1 else key.repeat_interleave(groups, dim=1)
 
 
+@torch.compiler.disable
 def attention(
     module: torch.nn.Module,
     query: Tensor,

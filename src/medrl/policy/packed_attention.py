@@ -10,7 +10,7 @@ All give the same numbers; they differ in where they run and in what they waste:
 import logging
 from collections import OrderedDict
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ def _group(layout: Layout, n: int) -> Layout:
 class FlexPacked:
     """FlexAttention over the stream, padded to whole blocks; no copy of keys or values is made for shared heads."""
 
-    _masks: "OrderedDict[tuple[Any, ...], BlockMask]" = OrderedDict()
+    _masks: ClassVar[OrderedDict[tuple[Any, ...], BlockMask]] = OrderedDict()
 
     def __init__(self, layout: Layout) -> None:
         self.tokens = len(layout.group)
@@ -91,9 +91,9 @@ class FlexPacked:
         return cls._masks[key]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        padded = [F.pad(x, (0, 0, 0, self.padding)) for x in (query, key, value)]
-        kernel = _compiled_flex() if query.is_cuda else flex_attention
-        out = kernel(*padded, block_mask=self.mask, scale=scale, enable_gqa=True)
+        q, k, v = (F.pad(x, (0, 0, 0, self.padding)) for x in (query, key, value))
+        kernel: Any = _compiled_flex() if query.is_cuda else flex_attention
+        out = kernel(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
         return out[:, :, : self.tokens]
 
 

@@ -21,7 +21,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from medrl.data.images import open_image
 from medrl.errors import PolicyError, PromptTooLongError
+from medrl.policy import lora
 from medrl.policy.families import FAMILIES
+from medrl.policy.features import FrozenFeatures
+from medrl.policy.layers import checkpoint_activations, compile_layers
 from medrl.policy.layout import Layout, pack
 from medrl.policy.loading import (
     Dtype,
@@ -33,6 +36,7 @@ from medrl.policy.loading import (
     set_pixel_bounds,
 )
 from medrl.policy.logprobs import token_logprobs
+from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
 
@@ -92,6 +96,9 @@ class Policy:
         """Back end of packed attention; never ``auto``: the choice is made once, here."""
         self.trained = False
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
+        self.compiled = False
+        """Whether the decoder layers are compiled for the training pass."""
+        self._features = FrozenFeatures()
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
 
@@ -132,10 +139,17 @@ class Policy:
         return cls(model.eval(), processor, source=source, attention=attention)
 
     def save(self, folder: Path) -> None:
-        """Write a folder that plain transformers opens: safetensors weights, config, processor, chat template."""
+        """Write a folder that plain transformers opens: safetensors weights, config, processor, chat template.
+
+        Adapters are merged into the weights, and also lie beside them as they are (``adapter/``, in peft's format).
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with self.using_attention("sdpa"):
-            self.model.save_pretrained(folder)
+            if has_lora(self.model):
+                self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+                save_lora(self.model, folder / lora.FOLDER)
+            else:
+                self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def fingerprint(self) -> str:
@@ -171,9 +185,9 @@ class Policy:
                     "call freeze_reference() before training, or save() it and load the folder"
                 )
             dtype = str(self.family.head.dtype).removeprefix("torch.")
-            self._reference = Policy.load(self.source, dtype=dtype, device=self.device, attention=self.attention)  # type: ignore[arg-type]
-            self._reference.processor = self.processor
-            self._reference.model.requires_grad_(False)
+            reference = Policy.load(self.source, dtype=dtype, device=self.device, attention=self.attention)  # type: ignore[arg-type]
+            self._adopt_reference(reference)
+        assert self._reference is not None
         return self._reference
 
     def freeze_reference(self, source: str | None = None) -> None:
@@ -181,8 +195,36 @@ class Policy:
         if source is not None:
             self.source, self._reference = source, None
             return
-        self._reference = Policy(copy.deepcopy(self.model), self.processor, attention=self.attention)
-        self._reference.model.requires_grad_(False)
+        self._adopt_reference(Policy(copy.deepcopy(self.model), self.processor, attention=self.attention))
+
+    def _adopt_reference(self, reference: "Policy") -> None:
+        reference.processor = self.processor
+        reference.model.requires_grad_(False)
+        if self.compiled:
+            reference.compile_layers()
+        ours, theirs = self.family.vision, reference.family.vision
+        same = all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        if self.family.vision_frozen and same:
+            # One tower for both, and what it saw once is known to both.
+            reference.model.model.visual = ours
+            reference._features = self._features
+        self._reference = reference
+
+    def add_lora(self, settings: Lora) -> None:
+        """Train adapters instead of the weights; the reference is this model with its adapters off."""
+        add_lora(self.model, settings)
+        reference = copy.copy(self)
+        reference.family = WithoutAdapters(self.family)  # type: ignore[assignment]  # all that is used of one
+        self._reference = reference
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of layers for the backward pass: less memory, about a third more time."""
+        checkpoint_activations([*self.family.layers, *self.family.vision_blocks])
+
+    def compile_layers(self) -> None:
+        """Compile the decoder layers for the training pass: the first step of a run takes a minute longer."""
+        compile_layers(self.family.layers)
+        self.compiled = True
 
     def encode(self, prompts: Sequence[Prompt], *, room_tokens: int = 0) -> list[EncodedPrompt]:
         """Tokenize prompts and prepare their images, each once.
@@ -286,19 +328,28 @@ class Policy:
         return torch.empty_like(both).index_copy(0, places, both)  # (T, H)
 
     def embed_prompts(self, encoded: Sequence[EncodedPrompt]) -> Tensor:
-        """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all."""
+        """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all.
+
+        The features of a vision tower that is not trained are remembered: the image is not looked at again.
+        """
         token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
-        with_images = [prompt for prompt in encoded if prompt.pixels is not None]
-        return self.family.embed_prompts(
-            token_ids,
-            [prompt.pixels for prompt in with_images if prompt.pixels is not None],
-            [prompt.grids.to(self.device) for prompt in with_images],
-        )
+        pixels = [prompt.pixels for prompt in encoded if prompt.pixels is not None]
+        grids = [prompt.grids for prompt in encoded if prompt.pixels is not None]
+        if not pixels:
+            features = None
+        elif self.family.vision_frozen:
+            features = self._features.of(self.family, pixels, grids)
+        else:
+            features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
+        return self.family.embed_prompts(token_ids, features)
 
     def restore(self, folder: Path) -> None:
         """Take the weights of a checkpoint of this model."""
-        saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        if has_lora(self.model):
+            load_lora(self.model, folder / lora.FOLDER)
+        else:
+            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
     @contextmanager
     def using_attention(self, implementation: str) -> Iterator[None]:
@@ -324,6 +375,12 @@ def load_policy(settings: PolicySettings) -> Policy:
     policy.freeze_reference(settings.model)
     if settings.freeze_vision:
         policy.family.vision.requires_grad_(False)
+    if settings.lora is not None:
+        policy.add_lora(settings.lora)
+    if settings.checkpoint_activations:
+        policy.checkpoint_activations()
+    if settings.compile_layers:
+        policy.compile_layers()
     return policy
 
 

@@ -10,6 +10,7 @@ the merged log-sum-exp. Source: Milakov & Gimelshein 2018, arXiv 1805.02867; for
 The kernels are torch's own flash kernels, for CUDA (half precision) and for the CPU (any precision).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -173,7 +174,8 @@ class CpuKernel:
             out[:, part], lse[:, part] = o[0], sums[0]
         index, there = plan.completions
         if index.numel():
-            o, sums = _cpu_forward(*(x[:, index].transpose(0, 1) for x in (q, k, v)), scale, causal=True)
+            padded_q, padded_k, padded_v = (x[:, index].transpose(0, 1) for x in (q, k, v))
+            o, sums = _cpu_forward(padded_q, padded_k, padded_v, scale, causal=True)
             place = index[there]
             out[:, place], lse[:, place] = o.transpose(0, 1)[:, there], sums.transpose(0, 1)[:, there]
         return out, lse
@@ -185,14 +187,14 @@ class CpuKernel:
         tensors = (grad, q, keys, values, out)
         found = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, keys, values))
         for part in plan.prompt_slices:
-            here = _cpu_backward(*(x[None, :, part] for x in tensors), lse[None, :, part], scale, causal=True)
+            here = _cpu_backward([x[None, :, part] for x in tensors], lse[None, :, part], scale, causal=True)
             for total, share in zip(found, here, strict=True):
                 total[:, part] = share[0]
         index, there = plan.completions
         if index.numel():
             padded = [x[:, index].transpose(0, 1) for x in tensors]
             padded[0] = padded[0] * there[:, None, :, None]  # what is padding has no gradient to give
-            here = _cpu_backward(*padded, lse[:, index].transpose(0, 1), scale, causal=True)
+            here = _cpu_backward(padded, lse[:, index].transpose(0, 1), scale, causal=True)
             for total, share in zip(found, here, strict=True):
                 total[:, index[there]] = share.transpose(0, 1)[:, there]
         grad_query, grad_key, grad_value = found
@@ -212,9 +214,8 @@ class CpuKernel:
         for asked, suffix, prompt in _groups(plan):
             sums = lse[:, suffix].reshape(1, len(k), -1)
             asking = [_fold(x[:, suffix], k) for x in (grad, q, out)]
-            dq, dk, dv = _cpu_backward(
-                asking[0], asking[1], k[None, :, prompt], v[None, :, prompt], asking[2], sums, scale, causal=False
-            )
+            tensors = [*asking[:2], k[None, :, prompt], v[None, :, prompt], asking[2]]
+            dq, dk, dv = _cpu_backward(tensors, sums, scale, causal=False)
             parts.append((dq.reshape(len(q), asked, -1), dk[0], dv[0]))
         grad_query, grad_key, grad_value = (torch.cat(share, dim=1) for share in zip(*parts, strict=True))
         return grad_query, grad_key, grad_value
@@ -255,9 +256,9 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool)
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
 
 
-def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, *, causal: bool
-) -> Grads:
+def _cpu_backward(tensors: Sequence[Tensor], lse: Tensor, scale: float, *, causal: bool) -> Grads:
+    """``tensors``: gradient, query, key, value, output."""
+    grad, q, k, v, out = tensors
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, lse.contiguous(), 0.0, causal, scale=scale
     )

@@ -1,6 +1,5 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -69,7 +68,9 @@ class Qwen2VL:
         """(patches, patch values), (images, 3) -> (image tokens, H): one pass for all images; a frozen tower keeps no
         graph."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
-            return self.vision(pixels, grid_thw=grids, images=Images.of(grids)).pooler_output
+            pixels = pixels.to(self.head.device, self.head.dtype)
+            images = Images.of(grids, self.head.device)
+            return self.vision(pixels, grid_thw=grids.to(self.head.device), images=images).pooler_output
 
     @property
     def vision_frozen(self) -> bool:
@@ -88,17 +89,16 @@ class Qwen2VL:
         """(...,) token ids -> (..., H)."""
         return self.model.get_input_embeddings()(token_ids)
 
-    def embed_prompts(self, token_ids: Tensor, pixels: Sequence[Tensor], grids: Sequence[Tensor]) -> Tensor:
-        """(tokens,) of prompts end to end, their images in the same order -> (tokens, H), images in their places."""
+    def image_tokens(self, grids: Tensor) -> int:
+        """How many tokens the images of these grids (images, 3) become."""
+        return int(grids.prod(-1).sum()) // self.model.config.vision_config.spatial_merge_size**2
+
+    def embed_prompts(self, token_ids: Tensor, features: Tensor | None) -> Tensor:
+        """(tokens,) of prompts end to end, features (image tokens, H) in the same order -> (tokens, H)."""
         embedded = self.embed(token_ids)
-        if not pixels:
+        if features is None:
             return embedded
-        parameter = self.head
-        features = self.image_features(
-            torch.cat(list(pixels)).to(parameter.device, parameter.dtype), torch.cat(list(grids))
-        )
         places = (token_ids == self.image_token_id)[:, None]
-        assert int(places.sum()) == len(features), "every image token has its feature"
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
     def hidden(
@@ -123,7 +123,7 @@ class Images:
     """Patches of an image, and where the patches of all images of that size are; None where that is everywhere."""
 
     @classmethod
-    def of(cls, grids: Tensor) -> "Images":
+    def of(cls, grids: Tensor, device: torch.device) -> "Images":
         """From (images, 3) patches in time, height, width; each frame is an image of its own."""
         lengths = [h * w for t, h, w in grids.tolist() for _ in range(t)]
         if len(set(lengths)) == 1:
@@ -133,7 +133,7 @@ class Images:
             size: torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True) if n == size])
             for size in sorted(set(lengths))
         }
-        return cls(tuple((size, where.to(grids.device)) for size, where in index.items()))
+        return cls(tuple((size, where.to(device)) for size, where in index.items()))
 
 
 def attend_to_patches(
@@ -152,7 +152,7 @@ def attend_to_patches(
         cu_seqlens: (images + 1,) where each image begins; read only where ``images`` is not given.
         position_embeddings: cosine and sine (patches, head width).
     """
-    images = images or Images.of(F.pad(cu_seqlens.diff()[:, None], (2, 0), value=1))
+    images = images or Images.of(F.pad(cu_seqlens.diff()[:, None], (2, 0), value=1), cu_seqlens.device)
     qkv = attention.qkv(hidden_states).view(hidden_states.shape[0], 3, attention.num_heads, -1)
     cos, sin = position_embeddings
     query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
