@@ -14,7 +14,7 @@ ROOMS = (
     ("types",),
     ("errors",),
     ("settings",),
-    ("runs", "provenance", "progress"),
+    ("runs", "provenance", "progress", "phases"),
     ("data",),
     ("policy",),
     ("rollout",),

@@ -9,6 +9,7 @@ All give the same numbers; they differ in where they run and in what they waste:
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -103,7 +104,11 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-BACK_ENDS: dict[str, type[Visibility]] = {"dense": DensePacked, "varlen": VarlenPacked, "flex": FlexPacked}
+BACK_ENDS: dict[str, Callable[[Layout], Visibility]] = {
+    "dense": DensePacked,
+    "varlen": VarlenPacked,
+    "flex": FlexPacked,
+}
 
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("varlen",), "cuda": ("varlen", "flex", "dense")}
 """What ``auto`` tries on a device, the fastest first; on any other device it takes ``dense``."""

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from medrl.data.images import open_image
 from medrl.errors import PolicyError, PromptTooLongError
+from medrl.phases import phase
 from medrl.policy import lora
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
@@ -237,7 +238,8 @@ class Policy:
             ImageError: an image cannot be decoded.
         """
         # Two examples may ask the same thing of the same image; each keeps its own name.
-        encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
+        with phase("data"):
+            encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
         for prompt in encoded:
             self._check_fits(prompt, room_tokens)
         return encoded
@@ -335,12 +337,13 @@ class Policy:
         token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
         pixels = [prompt.pixels for prompt in encoded if prompt.pixels is not None]
         grids = [prompt.grids for prompt in encoded if prompt.pixels is not None]
-        if not pixels:
-            features = None
-        elif self.family.vision_frozen:
-            features = self._features.of(self.family, pixels, grids)
-        else:
-            features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
+        with phase("vision"):
+            if not pixels:
+                features = None
+            elif self.family.vision_frozen:
+                features = self._features.of(self.family, pixels, grids)
+            else:
+                features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
         return self.family.embed_prompts(token_ids, features)
 
     def restore(self, folder: Path) -> None:

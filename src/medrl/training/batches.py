@@ -8,6 +8,7 @@ from torch import Tensor
 from medrl.grpo import GRPO, REDUCTIONS
 from medrl.policy.policy import EncodedPrompt, Policy
 from medrl.sft import SFT
+from medrl.training.budget import Budget
 from medrl.types import Groups, Prompt
 
 Objective = GRPO | SFT
@@ -70,8 +71,12 @@ class MicroBatch:
         prompts = sum(len(prompt.token_ids) for prompt in self.encoded)
         return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
 
+    @property
+    def patches(self) -> int:
+        return sum(len(prompt.pixels) for prompt in self.encoded if prompt.pixels is not None)
 
-def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_batch: int) -> list[MicroBatch]:
+
+def cut(policy: Policy, batch: Batch, objective: Objective, budget: Budget) -> list[MicroBatch]:
     """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
 
     Where there is no KL term, groups without advantages have no gradient and are left out; the weights count them.
@@ -85,7 +90,8 @@ def cut(policy: Policy, batch: Batch, objective: Objective, tokens_per_micro_bat
     for (group, weight), prompt in zip(kept, encoded, strict=True):
         alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight)
         last = micro_batches[-1] if micro_batches else None
-        if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
+        cost = sum(budget.cost(part.tokens, part.patches) for part in (last, alone) if part is not None)
+        if last is not None and budget.tokens is not None and cost <= budget.tokens:
             micro_batches[-1] = replace(
                 last,
                 groups=last.groups + alone.groups,

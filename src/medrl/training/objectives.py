@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medrl.grpo import GRPO, policy_loss
+from medrl.phases import phase
 from medrl.policy.policy import Policy, ScoredCompletions
 from medrl.sft import SFT, cross_entropy
 from medrl.training.batches import MicroBatch
@@ -32,7 +33,7 @@ def _grpo(
 ) -> Terms:
     ref_logprobs = None
     if objective.kl_coef > 0:
-        with torch.no_grad():
+        with torch.no_grad(), phase("reference"):
             reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         ref_logprobs = reference.logprobs
     device = scored.logprobs.device

@@ -21,6 +21,7 @@ from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
 from medrl.training.batches import Objective, pack_groups
+from medrl.training.budget import Budget
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from medrl.training.methods import make_method
 from medrl.training.metrics import rollout_rows, step_metrics
@@ -44,8 +45,9 @@ class Training(Settings):
     """Prompt wording by name; None takes the mode's default."""
     sampling: Sampling = Sampling()
     optim: Optim = Optim()
-    tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Tokens that go through the model together; changes memory and speed, not the result."""
+    tokens_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model together; patches of a vision tower that learns count as parts of a token. None
+    finds it on a GPU, and takes 4096 on a CPU. Changes memory and speed, not the result."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -94,10 +96,11 @@ def train(
     weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
     described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
-    provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
+    provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
     run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
 
     sampler = Sampler(len(train_set), settings.seed)
+    budget = Budget(policy, settings.tokens_per_micro_batch)
     optimizer = AdamW(policy.model.named_parameters(), settings.optim)
     first_step, seconds_before = restore(run, policy, optimizer, sampler)
     policy.trained = True
@@ -117,7 +120,7 @@ def train(
                 objective,
                 lr=learning_rate(settings.optim, step, settings.steps),
                 temperature=method.temperature,
-                tokens_per_micro_batch=settings.tokens_per_micro_batch,
+                tokens_per_micro_batch=budget,
             )
             clock.lap("update")
             row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}

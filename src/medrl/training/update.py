@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from medrl.errors import NonFiniteError
+from medrl.errors import NonFiniteError, PolicyError
 from medrl.grpo import GRPO
+from medrl.phases import phase
 from medrl.policy.policy import Policy, ScoredCompletions
 from medrl.training.batches import Batch, MicroBatch, Objective, cut
+from medrl.training.budget import Budget
 from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
 
@@ -49,44 +52,115 @@ def update_policy(
     *,
     lr: float,
     temperature: float = 1.0,
-    tokens_per_micro_batch: int = 4096,
+    tokens_per_micro_batch: int | Budget | None = None,
 ) -> Update:
     """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
 
+    Args:
+        tokens_per_micro_batch: what goes through the model together, or the budget that remembers it from step to step:
+            found here where it is not known, halved where it was too much for the memory. Neither changes the update.
+
     Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; that update has changed no
-    weight then (with several updates per rollout, earlier ones have).
+    weight then (with several updates per rollout, earlier ones have). Raises ``PolicyError`` when a single group is too
+    much for the memory.
     """
-    micro_batches = cut(policy, batch, objective, tokens_per_micro_batch)
+    given = tokens_per_micro_batch
+    budget = given if isinstance(given, Budget) else Budget(policy, given)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
-    old: list[Tensor | None] = [None] * len(micro_batches)
-    totals = _Totals()
-    optimizer.zero_grad()  # what an update that was stopped half-way has left behind
-    for _ in range(rounds):
-        totals = _Totals()
-        for index, micro_batch in enumerate(micro_batches):
-            terms, scored = _backward(policy, micro_batch, objective, temperature, old[index])
-            optimizer.accumulate()
-            totals.add(terms, scored, micro_batch)
-            if rounds > 1 and old[index] is None:
-                old[index] = scored.logprobs.detach()
+    old: list[Tensor] = []
+    for number in range(rounds):
+        optimizer.zero_grad()  # what an update that was stopped half-way has left behind
+        totals, micro_batches = _accumulate(policy, batch, optimizer, objective, temperature, budget, old)
+        if rounds > 1 and number == 0:
+            old = totals.logprobs
         try:
-            grad_norm = optimizer.step(lr)
+            with phase("optimizer"):
+                grad_norm = optimizer.step(lr)
         except NonFiniteError as error:
             optimizer.zero_grad()
             culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
             raise NonFiniteError(f"{error}; it comes from example {' or '.join(culprits)}") from error
-    return totals.update(grad_norm, lr, skipped=len(batch) - sum(len(m.groups) for m in micro_batches))
+    skipped = len(batch) - sum(len(micro_batch.groups) for micro_batch in micro_batches)
+    return totals.update(grad_norm, lr, skipped)
+
+
+def _accumulate(
+    policy: Policy,
+    batch: Batch,
+    optimizer: AdamW,
+    objective: Objective,
+    temperature: float,
+    budget: Budget,
+    old: list[Tensor],
+) -> tuple["_Totals", list[MicroBatch]]:
+    """Sum the step's gradient; where memory runs out, from the start with smaller micro-batches."""
+    if budget.tokens is None:
+        _find_budget(policy, batch, optimizer, objective, temperature, budget)
+    while True:
+        totals = _Totals()
+        micro_batches = cut(policy, batch, objective, budget)
+        try:
+            for micro_batch, old_logprobs in zip(micro_batches, _divide(old, micro_batches), strict=True):
+                terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
+                optimizer.accumulate()
+                totals.add(terms, scored, micro_batch)
+            return totals, micro_batches
+        except torch.OutOfMemoryError as error:
+            # Nothing is kept of a sum that may hold half of a micro-batch's gradient.
+            optimizer.zero_grad()
+            if all(len(micro_batch.groups) == 1 for micro_batch in micro_batches):
+                raise PolicyError(_describe_too_large(micro_batches)) from error
+            budget.halve(max(budget.cost(micro_batch.tokens, micro_batch.patches) for micro_batch in micro_batches))
+        # Outside of the handler, whose traceback holds the tensors of the pass that failed.
+        terms = scored = None
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _find_budget(
+    policy: Policy, batch: Batch, optimizer: AdamW, objective: Objective, temperature: float, budget: Budget
+) -> None:
+    """Send one group through alone and see what it takes."""
+    alone = next(iter(cut(policy, batch, objective, budget)), None)
+    if alone is None:
+        return  # nothing to learn from in this step
+    _backward(policy, alone, objective, temperature, None)  # kernels are chosen and compiled: not part of the measure
+    optimizer.zero_grad()
+    budget.find(
+        lambda: (_backward(policy, alone, objective, temperature, None), None)[1],
+        budget.cost(alone.tokens, alone.patches),
+        optimizer.bytes_to_come(),
+    )
+    optimizer.zero_grad()
+
+
+def _divide(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+    """The completions' old log-probabilities, as (R, T) of each micro-batch."""
+    if not old:
+        return [None] * len(micro_batches)
+    rows = iter(old)
+    return [pad_sequence([next(rows) for _ in micro_batch.ids], batch_first=True) for micro_batch in micro_batches]
 
 
 def _backward(
     policy: Policy, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
 ) -> tuple[Terms, ScoredCompletions]:
-    scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
-    terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
-    if not math.isfinite(float(terms.loss.detach())):
-        raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
-    terms.loss.backward()
+    with phase("policy"):
+        scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
+        terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
+        if not math.isfinite(float(terms.loss.detach())):
+            raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+        terms.loss.backward()
     return terms, scored
+
+
+def _describe_too_large(micro_batches: Sequence[MicroBatch]) -> str:
+    largest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens + micro_batch.patches)
+    return (
+        f"the memory is too small for one group of {len(largest.ids)} completions alone: example {largest.ids[0]}, "
+        f"{largest.tokens} tokens and {largest.patches} image patches. Set policy.checkpoint_activations=true, or "
+        "lower policy.max_pixels, grpo.group_size or sampling.max_new_tokens"
+    )
 
 
 class _Totals:
@@ -96,6 +170,7 @@ class _Totals:
         self.loss = self.policy = self.kl = self.clip_fraction = 0.0
         self.entropy = self.gap = 0.0
         self.scored_tokens = self.sampled_tokens = self.tokens = 0
+        self.logprobs: list[Tensor] = []  # (T,) of every completion
 
     def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
         self.loss += float(terms.loss.detach())
@@ -105,6 +180,8 @@ class _Totals:
         self.entropy += float((scored.entropy * scored.completion_mask).sum())
         self.scored_tokens += int(scored.completion_mask.sum())
         self.tokens += micro_batch.tokens
+        lengths = [len(token_ids) for group in micro_batch.completions for token_ids in group]
+        self.logprobs += [row[:n] for row, n in zip(scored.logprobs.detach(), lengths, strict=True)]
         sampled = [values for group in micro_batch.groups for values in group.sampling_logprobs]
         for row, values in enumerate(sampled):
             trained = scored.logprobs[row, : len(values)].detach().cpu()
@@ -145,12 +222,12 @@ def _non_finite_gradients(
     micro_batches: Sequence[MicroBatch],
     objective: Objective,
     temperature: float,
-    old: Sequence[Tensor | None],
+    old: list[Tensor],
     optimizer: AdamW,
 ) -> list[str]:
     """Examples of the micro-batches whose own gradient is not finite; all of them when only their sum is not."""
     culprits: list[str] = []
-    for micro_batch, old_logprobs in zip(micro_batches, old, strict=True):
+    for micro_batch, old_logprobs in zip(micro_batches, _divide(old, micro_batches), strict=True):
         _backward(policy, micro_batch, objective, temperature, old_logprobs)
         gradients = [p.grad for p in policy.model.parameters() if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
