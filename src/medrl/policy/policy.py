@@ -99,6 +99,8 @@ class Policy:
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self.compiled = False
         """Whether the decoder layers are compiled for the training pass."""
+        self.decode_graphs: object = None
+        """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
@@ -215,6 +217,7 @@ class Policy:
         """Train adapters instead of the weights; the reference is this model with its adapters off."""
         add_lora(self.model, settings)
         reference = copy.copy(self)
+        reference.decode_graphs = None  # captured with adapters on
         reference.family = WithoutAdapters(self.family)  # type: ignore[assignment]  # all that is used of one
         self._reference = reference
 
