@@ -23,7 +23,7 @@ ROOMS = (
     ("training",),
     ("evaluation",),
     ("report",),
-    ("api", "demo", "terminal"),
+    ("api", "demo", "terminal", "bench"),
     ("cli",),
     ("__main__",),
 )

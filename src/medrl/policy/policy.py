@@ -257,6 +257,10 @@ class Policy:
             self._encoded.popitem(last=False)
         return encoded
 
+    def forget_prompts(self) -> None:
+        """Encode every prompt anew when it comes again."""
+        self._encoded.clear()
+
     def _check_fits(self, prompt: EncodedPrompt, room_tokens: int) -> None:
         limit, length = self.family.context_tokens, len(prompt.token_ids)
         if length + room_tokens > limit:
