@@ -1,8 +1,6 @@
 """What a step costs elsewhere, on the same shapes: the obvious way in this package, and TRL's trainer."""
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medrl.bench.limits import synchronize
+from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_model, build_policy, find_size, make_processor
 from medrl.errors import MissingExtraError
 from medrl.grpo import GRPO, REDUCTIONS, group_advantages, policy_loss
@@ -27,8 +25,8 @@ TRL_STEPS = 3
 """One to warm up, the others timed: a step of TRL is long."""
 
 
-def naive_step(settings: "StepBench", examples: Sequence[Example], device: str, dtype: torch.dtype) -> float:
-    """Median seconds of a step without anything shared.
+def naive_step(settings: "StepBench", examples: Sequence[Example], device: str, dtype: torch.dtype) -> Elapsed:
+    """A step without anything shared, median.
 
     transformers' ``generate`` over every prompt repeated for every completion, then one forward (and backward) pass per
     completion behind its own image, for reference and policy.
@@ -42,12 +40,10 @@ def naive_step(settings: "StepBench", examples: Sequence[Example], device: str, 
     steps = min(settings.steps, len(examples) // work.prompts - 1)
     for number in range(1 + steps):
         batch = examples[number * work.prompts : (number + 1) * work.prompts]
-        synchronize(device)
-        start = time.perf_counter()
-        _take_naive_step(policy, batch, optimizer, settings)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        with clock(device) as elapsed:
+            _take_naive_step(policy, batch, optimizer, settings)
+        times.append(elapsed)
+    return median(times[1:])
 
 
 def _take_naive_step(policy: Endless, examples: Sequence[Example], optimizer: AdamW, settings: "StepBench") -> None:
@@ -102,18 +98,19 @@ def generate_with_transformers(
     return out[:, ids.shape[1] :]
 
 
-def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dtype: torch.dtype) -> float:
-    """Median seconds of a step of TRL's GRPOTrainer with transformers' generation, the same model and shapes.
+def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dtype: torch.dtype) -> Elapsed:
+    """A step of TRL's GRPOTrainer with transformers' generation, the same model and shapes, median.
 
     Without activation checkpointing and, on a CPU, in one batch: the faster of its settings there. On a GPU batches
     of 8, the largest that fits at 448 pixels.
     """
     trl = _import_trl()
     from datasets import Dataset
+    from transformers import PrinterCallback
 
     work = settings.work
     batch = work.rows if device == "cpu" else min(8, work.rows)
-    stamps: list[float] = []
+    times: list[Elapsed] = []
     with tempfile.TemporaryDirectory(prefix="medrl-trl-") as folder:
         model = build_and_save(settings, Path(folder) / "model", dtype)
         rows = [
@@ -150,31 +147,31 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=make_processor(find_size(settings.model).vocabulary, work.image_px),
-            callbacks=[_stamper(stamps, device)],
+            callbacks=[_timer(times, device)],
         )
+        trainer.remove_callback(PrinterCallback)  # what is printed here is for programs
         trainer.train()
-    return statistics.median(end - begin for begin, end in zip(stamps[2::2], stamps[3::2], strict=True))
+    return median(times[1:])
 
 
 def _lengthless_reward(completions: Sequence[Any], **_: object) -> list[float]:
     return [float(sum(map(ord, str(completion))) % 97) for completion in completions]
 
 
-def _stamper(stamps: list[float], device: str) -> Any:
+def _timer(times: list[Elapsed], device: str) -> Any:
     from transformers import TrainerCallback
 
-    class Stamper(TrainerCallback):
-        """Notes when each step begins and ends."""
+    class Timer(TrainerCallback):
+        """Times each step of the trainer."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            synchronize(device)
-            stamps.append(time.perf_counter())
+            self.clock = clock(device)
+            times.append(self.clock.__enter__())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            synchronize(device)
-            stamps.append(time.perf_counter())
+            self.clock.__exit__(None, None, None)
 
-    return Stamper()
+    return Timer()
 
 
 def build_and_save(settings: "StepBench", folder: Path, dtype: torch.dtype) -> Path:
@@ -194,5 +191,5 @@ def _import_trl() -> Any:
     return trl
 
 
-BASELINES: dict[str, Callable[..., float]] = {"naive": naive_step, "trl": trl_step}
-"""(settings, examples, device, dtype) -> seconds per step."""
+BASELINES: dict[str, Callable[..., Elapsed]] = {"naive": naive_step, "trl": trl_step}
+"""(settings, examples, device, dtype) -> what a step takes."""

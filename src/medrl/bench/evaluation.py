@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from medrl.bench.baselines import generate_with_transformers
+from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
-from medrl.bench.step import clock, device_name
+from medrl.bench.step import device_name
 from medrl.provenance import describe_machine
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
@@ -53,10 +54,11 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             written = generate_with_transformers(policy, encoded, 1, settings.completion_tokens, sample=False)
             return [tuple(row) for row in written.tolist()]
 
-        seconds, answers = _time(policy, prompts, settings.batch_size, ours, settings.repeats, device)
+        ours_took, answers = _time(policy, prompts, settings.batch_size, ours, settings.repeats, device)
         described = {
-            "items_per_s": len(prompts) / seconds,
-            "seconds": seconds,
+            "items_per_s": len(prompts) / ours_took.seconds,
+            "seconds": ours_took.seconds,
+            "cpu_seconds": ours_took.cpu_seconds,
             "device": device_name(dtype),
             "model": settings.model,
             "items": settings.items,
@@ -69,9 +71,14 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             **describe_machine(),
         }
         if settings.baseline:
-            seconds, expected = _time(policy, prompts, BASELINE_BATCH, theirs, settings.repeats, device)
-            described["baseline"] = {"name": "transformers generate", "items_per_s": len(prompts) / seconds}
-            described["speedup"] = described["items_per_s"] * seconds / len(prompts)
+            other, expected = _time(policy, prompts, BASELINE_BATCH, theirs, settings.repeats, device)
+            described["baseline"] = {
+                "name": "transformers generate",
+                "items_per_s": len(prompts) / other.seconds,
+                "cpu_seconds": other.cpu_seconds,
+            }
+            described["speedup"] = other.seconds / ours_took.seconds
+            described["cpu_speedup"] = other.cpu_seconds / ours_took.cpu_seconds
             described["same_tokens"] = statistics.fmean(a == b for a, b in zip(answers, expected, strict=True))
     return described
 
@@ -83,8 +90,8 @@ def _time(
     answer: Callable[[Sequence[Prompt]], list[tuple[int, ...]]],
     repeats: int,
     device: str,
-) -> tuple[float, list[tuple[int, ...]]]:
-    """Median seconds for all prompts after one batch to warm up, and what was answered."""
+) -> tuple[Elapsed, list[tuple[int, ...]]]:
+    """What all prompts take, median, after one batch to warm up; and what was answered."""
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     answer(batches[0])
     times, answers = [], []
@@ -92,5 +99,5 @@ def _time(
         policy.forget_prompts()
         with clock(device) as elapsed:
             answers = [tokens for batch in batches for tokens in answer(batch)]
-        times.append(elapsed[0])
-    return statistics.median(times), answers
+        times.append(elapsed)
+    return median(times), answers

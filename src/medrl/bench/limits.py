@@ -3,8 +3,10 @@
 Shared prompts, every completion as long as asked; multiply-adds count twice. The formulas are those of docs/engine.md.
 """
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +156,31 @@ def _best(work: Callable[[], object], device: str, runs: int = 8) -> float:
         synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+@dataclass(slots=True)
+class Elapsed:
+    """Of one timed piece of work."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of all threads of this process: what to compare on a machine that others use at the same time."""
+
+
+@contextmanager
+def clock(device: str) -> Iterator[Elapsed]:
+    """Time what is inside; the numbers are there when it has ended."""
+    elapsed = Elapsed()
+    synchronize(device)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    yield elapsed
+    synchronize(device)
+    elapsed.seconds, elapsed.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def median(times: Sequence[Elapsed]) -> Elapsed:
+    """Of seconds and of processor seconds, each for itself."""
+    return Elapsed(statistics.median(t.seconds for t in times), statistics.median(t.cpu_seconds for t in times))
 
 
 def synchronize(device: str) -> None:

@@ -3,9 +3,7 @@
 import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 
 from medrl.bench import baselines
-from medrl.bench.limits import Rates, Work, measure_rates, step_costs, synchronize
+from medrl.bench.limits import Elapsed, Rates, Work, clock, measure_rates, median, step_costs
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO, group_advantages
@@ -68,9 +66,14 @@ def bench_step(settings: StepBench) -> dict[str, Any]:
         if settings.baseline is not None:
             del policy
             _release(device)
-            seconds = baselines.BASELINES[settings.baseline](settings, examples, device, dtype)
-            described["baseline"] = {"name": settings.baseline, "seconds_per_step": seconds}
-            described["speedup"] = seconds / described["seconds_per_step"]
+            other = baselines.BASELINES[settings.baseline](settings, examples, device, dtype)
+            described["baseline"] = {
+                "name": settings.baseline,
+                "seconds_per_step": other.seconds,
+                "cpu_seconds_per_step": other.cpu_seconds,
+            }
+            described["speedup"] = other.seconds / described["seconds_per_step"]
+            described["cpu_speedup"] = other.cpu_seconds / described["cpu_seconds_per_step"]
     return described
 
 
@@ -78,7 +81,7 @@ def bench_step(settings: StepBench) -> dict[str, Any]:
 class Timed:
     """Timed steps."""
 
-    seconds: list[float]
+    elapsed: list[Elapsed]
     phases: list[dict[str, float]]
     updates: list[Update]
     peak_bytes: int
@@ -93,7 +96,7 @@ def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBenc
         policy.freeze_reference()
     take_step = make_step(policy, settings)
     per_step = settings.work.prompts
-    seconds, phases, updates = [], [], []
+    times, phases, updates = [], [], []
     for number in range(warm + settings.steps):
         if number == warm and device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -101,11 +104,11 @@ def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBenc
         with clock(device) as elapsed, timing(exact=True) as spent:
             update = take_step(batch, number)
         if number >= warm:
-            seconds.append(elapsed[0])
+            times.append(elapsed)
             phases.append(spent)
             updates.append(update)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident_bytes()
-    return Timed(seconds, phases, updates, peak)
+    return Timed(times, phases, updates, peak)
 
 
 def make_step(policy: Endless, settings: StepBench) -> Callable[[Sequence[Example], int], Update]:
@@ -133,19 +136,20 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, attention: str, d
     size, work = find_size(settings.model), settings.work
     costs = step_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
     limit = sum(cost.seconds(rates) for cost in costs.values())
-    median = statistics.median(found.seconds)
+    typical = median(found.elapsed)
     phases = {name: statistics.median(spent.get(name, 0.0) for spent in found.phases) for name in PHASES}
     gaps = [update.sampling_gap for update in found.updates if update.sampling_gap is not None]
     flops = sum(cost.flops for cost in costs.values())
     return {
-        "seconds_per_step": median,
-        "seconds": found.seconds,
-        "phases": {**phases, "other": max(0.0, median - sum(phases.values()))},
-        "tokens_per_s": work.rows * work.completion_tokens / median,
+        "seconds_per_step": typical.seconds,
+        "cpu_seconds_per_step": typical.cpu_seconds,
+        "seconds": [elapsed.seconds for elapsed in found.elapsed],
+        "phases": {**phases, "other": max(0.0, typical.seconds - sum(phases.values()))},
+        "tokens_per_s": work.rows * work.completion_tokens / typical.seconds,
         "peak_gb": found.peak_bytes / 2**30,
-        "mfu": flops / (median * rates.flops_per_s),
+        "mfu": flops / (typical.seconds * rates.flops_per_s),
         "limit_seconds": limit,
-        "fraction_of_limit": limit / median,
+        "fraction_of_limit": limit / typical.seconds,
         "limit_phases": {name: cost.seconds(rates) for name, cost in costs.items()},
         "sampling_gap": statistics.fmean(gaps),
         "device": device_name(dtype),
@@ -169,17 +173,6 @@ def device_name(dtype: torch.dtype) -> str:
         return f"{torch.cuda.get_device_name()}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}"
     threads = torch.get_num_threads()
     return f"CPU, {threads} threads, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}"
-
-
-@contextmanager
-def clock(device: str) -> Iterator[list[float]]:
-    """Seconds of what is inside, as the one item of a list that is filled at the end."""
-    elapsed: list[float] = []
-    synchronize(device)
-    start = time.perf_counter()
-    yield elapsed
-    synchronize(device)
-    elapsed.append(time.perf_counter() - start)
 
 
 def _peak_resident_bytes() -> int:
