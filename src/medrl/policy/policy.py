@@ -7,6 +7,7 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 
 import copy
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lo
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
 
-REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 256 * 2**20, 4096
+REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 2**30, 4096
+"""Enough for the prompts of two steps: of the one that computes, and of the one that is prepared meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Policy:
         self._features = FrozenFeatures()
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
+        self._remembering = threading.Lock()
 
     @classmethod
     def load(
@@ -247,14 +250,21 @@ class Policy:
             self._check_fits(prompt, room_tokens)
         return encoded
 
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
+        """Encode a prompt that ``encode`` will be asked for soon; from another thread, with a processor of its own."""
+        if _key(prompt) not in self._encoded:
+            self._encode(prompt, processor)
+
+    def _encode(self, prompt: Prompt, processor: Any | None = None) -> EncodedPrompt:
         """Encode and remember: a step reads its prompts twice, for the rollouts and for the update."""
-        encoded = self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images])
-        self._encoded[_key(prompt)] = encoded
-        while len(self._encoded) > REMEMBERED_PROMPTS or (
-            len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
-        ):
-            self._encoded.popitem(last=False)
+        images = [open_image(path) for path in prompt.images]
+        encoded = self.encode_turn(prompt.id, prompt.text, images, processor)
+        with self._remembering:
+            self._encoded[_key(prompt)] = encoded
+            while len(self._encoded) > REMEMBERED_PROMPTS or (
+                len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
+            ):
+                self._encoded.popitem(last=False)
         return encoded
 
     def forget_prompts(self) -> None:
@@ -270,13 +280,14 @@ class Policy:
                 f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
             )
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image]) -> EncodedPrompt:
+    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
+        processor = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turn = self.processor.apply_chat_template(
+        turn = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = self.processor(text=[turn], images=list(images) or None, return_tensors="pt")
+        inputs = processor(text=[turn], images=list(images) or None, return_tensors="pt")
         token_ids = inputs["input_ids"][0]
         grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return EncodedPrompt(

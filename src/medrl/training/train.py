@@ -20,6 +20,7 @@ from medrl.rewards import check_gold
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
+from medrl.training.ahead import Ahead
 from medrl.training.batches import Objective, pack_groups
 from medrl.training.budget import Budget
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
@@ -105,9 +106,17 @@ def train(
     first_step, seconds_before = restore(run, policy, optimizer, sampler)
     policy.trained = True
     started = time.monotonic()
-    with Progress(settings.steps, first_step, quiet=quiet) as progress:
+    # A second sampler runs one step before the first: what is saved is what was trained on.
+    coming = Sampler(len(train_set), settings.seed, sampler.position)
+    with Progress(settings.steps, first_step, quiet=quiet) as progress, Ahead(policy) as ahead:
         for step in range(first_step, settings.steps):
             clock = Clock()
+            if step == first_step:
+                ahead.start([ask(train_set[index]) for index in coming.next(settings.prompts_per_step)])
+            ahead.wait()
+            if step + 1 < settings.steps:
+                ahead.start([ask(train_set[index]) for index in coming.next(settings.prompts_per_step)])
+            clock.lap("data")
             examples = [train_set[index] for index in sampler.next(settings.prompts_per_step)]
             groups = method.collect(examples, step)
             clock.lap("rollout")
