@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from medrl.bench.baselines import BASELINES, generate_with_transformers
+from medrl.bench.baselines import BASELINES, generate_with_transformers, placeholders
 from medrl.bench.limits import Work
 from medrl.bench.models import SIZES, ask, build_policy, make_examples, make_processor, question
 from medrl.bench.step import PHASES, StepBench, make_step
@@ -67,6 +67,14 @@ def test_prompts_are_as_long_as_asked_and_completions_too(tmp_path):
     ((completion,),) = generate(policy, [ask(example)], Sampling(max_new_tokens=9))
     assert len(completion.token_ids) == 9
     assert generate_with_transformers(policy, [prompt], 2, 5, sample=True).shape == (2, 5)
+
+
+def test_sampled_baselines_write_no_placeholder_of_an_image(tmp_path):
+    # One token in 512 would be one: 800 draws without any are no accident.
+    policy = build_policy(SIZES["tiny"], 56, "cpu", torch.float32)
+    (example,) = make_examples(tmp_path, 1, 56, question(policy.processor, 30))
+    written = generate_with_transformers(policy, policy.encode([ask(example)]), 40, 20, sample=True)
+    assert not set(written.flatten().tolist()) & set(placeholders(policy.processor))
 
 
 def test_the_processor_fills_the_vocabulary_exactly():

@@ -83,7 +83,9 @@ def generate_with_transformers(
     ids = torch.stack([prompt.token_ids for prompt in encoded]).repeat_interleave(group, 0).to(policy.device)
     repeated = [prompt for prompt in encoded for _ in range(group)]
     pixels = torch.cat([prompt.pixels for prompt in repeated if prompt.pixels is not None])
-    how: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.0} if sample else {"do_sample": False}
+    how: dict[str, Any] = {"do_sample": False}
+    if sample:
+        how = {"do_sample": True, "top_k": 0, "temperature": 1.0, "suppress_tokens": placeholders(policy.processor)}
     with policy.using_attention("sdpa"):
         out = policy.model.generate(
             input_ids=ids,
@@ -112,7 +114,11 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
     batch = work.rows if device == "cpu" else min(8, work.rows)
     times: list[Elapsed] = []
     with tempfile.TemporaryDirectory(prefix="medrl-trl-") as folder:
-        model = build_and_save(settings, Path(folder) / "model", dtype)
+        processor = make_processor(find_size(settings.model).vocabulary, work.image_px)
+        model: Any = build_model(find_size(settings.model), processor, "cpu", dtype)
+        model.save_pretrained(Path(folder) / "model")
+        processor.save_pretrained(Path(folder) / "model")
+        del model
         rows = [
             {
                 "prompt": [{"role": "user", "content": example.question}],
@@ -139,14 +145,14 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
             optim="adamw_torch",
             disable_tqdm=True,
             model_init_kwargs={"dtype": str(dtype).removeprefix("torch."), "attn_implementation": "sdpa"},
-            generation_kwargs={"min_new_tokens": work.completion_tokens},
+            generation_kwargs={"min_new_tokens": work.completion_tokens, "suppress_tokens": placeholders(processor)},
         )
         trainer = trl.GRPOTrainer(
-            model=str(model),
+            model=str(Path(folder) / "model"),
             reward_funcs=_lengthless_reward,
             args=config,
             train_dataset=Dataset.from_list(rows),
-            processing_class=make_processor(find_size(settings.model).vocabulary, work.image_px),
+            processing_class=processor,
             callbacks=[_timer(times, device)],
         )
         trainer.remove_callback(PrinterCallback)  # what is printed here is for programs
@@ -174,13 +180,9 @@ def _timer(times: list[Elapsed], device: str) -> Any:
     return Timer()
 
 
-def build_and_save(settings: "StepBench", folder: Path, dtype: torch.dtype) -> Path:
-    """The model and its processor as a folder, for programs that load one."""
-    processor = make_processor(find_size(settings.model).vocabulary, settings.work.image_px)
-    model: Any = build_model(find_size(settings.model), processor, "cpu", dtype)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+def placeholders(processor: Any) -> list[int]:
+    """Tokens that stand for images: written by a model of random weights, transformers would look for the image."""
+    return processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
 
 
 def _import_trl() -> Any:
