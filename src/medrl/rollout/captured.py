@@ -36,12 +36,13 @@ class CapturedDecoder:
         self.graph.replay()
 
     def _capture(self) -> None:
-        # Memory that a kernel needs at its first run is not to belong to the graph: two steps are run before.
-        self.rows.t.clamp_(max=max(1, self.rows.written.shape[1] - 3))
+        # Memory that a kernel needs at its first run is not to belong to the graph: two steps are run before, of the
+        # second token, which every row has room for. What they write, ``load`` overwrites.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
+                self.rows.t.fill_(1)
                 self.decoder.step()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()

@@ -124,14 +124,17 @@ def _find_budget(
     alone = next(iter(cut(policy, batch, objective, budget)), None)
     if alone is None:
         return  # nothing to learn from in this step
-    _backward(policy, alone, objective, temperature, None)  # kernels are chosen and compiled: not part of the measure
-    optimizer.zero_grad()
-    budget.find(
-        lambda: (_backward(policy, alone, objective, temperature, None), None)[1],
-        budget.cost(alone.tokens, alone.patches),
-        optimizer.bytes_to_come(),
-    )
-    optimizer.zero_grad()
+
+    def trial() -> None:
+        _backward(policy, alone, objective, temperature, None)
+        optimizer.zero_grad()
+
+    try:
+        trial()  # kernels are chosen and compiled, which is no part of the measure
+        budget.find(trial, budget.cost(alone.tokens, alone.patches), optimizer.bytes_to_come())
+    except torch.OutOfMemoryError as error:
+        optimizer.zero_grad()
+        raise PolicyError(_describe_too_large([alone])) from error
 
 
 def _divide(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tensor | None]:
