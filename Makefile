@@ -26,7 +26,7 @@ check: .venv/ready
 	$(BIN)/pyright
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/cpu.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -25,6 +25,14 @@ SIZES: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of the CUDA kernels are skipped where there is no GPU, by name, not left out in silence."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Fingerprints of test images are kept apart from the user's."""

@@ -48,7 +48,7 @@ def fail(message: str, code: int, *, prefix: str = "error: ") -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and notes off the terminal; errors, and the hub's download bars, still show."""
+    """Keep transformers' bars and notes off the terminal; errors, the hub's download bars and our own notes show."""
     import logging
 
     from transformers.utils import logging as transformers_logging
@@ -56,6 +56,22 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    ours = logging.getLogger("medrl")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        ours.addHandler(_handler())
+
+
+def _handler() -> Any:
+    import logging
+
+    class ToStderr(logging.Handler):
+        """Prints what medrl chose by itself, e.g. a back end, to whatever stderr is at the time."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            typer.echo(record.getMessage(), err=True)
+
+    return ToStderr()
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,10 +2,14 @@ import math
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from medrl.data.prompts import make_prompt
 from medrl.policy.policy import Policy
+from medrl.rollout import engine
+from medrl.rollout.captured import bucket
 from medrl.rollout.engine import generate
+from medrl.rollout.rows import Decoder
 from medrl.rollout.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=16)
@@ -150,7 +154,8 @@ def test_a_policy_that_ends_at_once_costs_one_pass(make_policy, prompts, monkeyp
     favor(policy, policy.eos_token_id, 1 - 1e-12)
     spy = Spy(policy, monkeypatch)
     groups = generate(policy, prompts, SAMPLING, group_size=2)
-    assert [rows for rows, _ in spy.rows] == [8]  # the prefill: each prompt once, not once per completion
+    tokens_in_prompts = sum(len(encoded.token_ids) for encoded in policy.encode(prompts))
+    assert spy.rows == [(1, tokens_in_prompts)]  # the prefill: each prompt once, not once per completion
     assert {c.token_ids for group in groups for c in group} == {(policy.eos_token_id,)}
     assert {c.finish_reason for group in groups for c in group} == {"stop"}
     assert {c.text for group in groups for c in group} == {""}
@@ -171,8 +176,8 @@ def test_finished_rows_leave_the_batch(ending, prompts, monkeypatch):
 def test_the_prompt_is_computed_once_whatever_the_group_size(ending, prompts, monkeypatch):
     spy = Spy(ending, monkeypatch)
     generate(ending, prompts[:2], Sampling(max_new_tokens=1), group_size=8)
-    longest = max(len(encoded.token_ids) for encoded in ending.encode(prompts[:2]))
-    assert spy.rows == [(2, longest)]
+    lengths = [len(encoded.token_ids) for encoded in ending.encode(prompts[:2])]
+    assert lengths[0] != lengths[1] and spy.rows == [(1, sum(lengths))]  # and none of them is padded
 
 
 def test_nothing_is_written_for_no_prompts(ending):
@@ -194,3 +199,71 @@ def test_any_stop_token_of_the_generation_config_ends_a_completion(make_policy, 
         assert completion.token_ids == (other,)
         assert completion.finish_reason == "stop"
         assert completion.text == ""
+
+
+def same(found, expected) -> None:
+    """Tokens exactly, log-probabilities up to the rounding of another order of sums."""
+    assert tokens(found) == tokens(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, rel=1e-6, abs=1e-9)
+            assert one.finish_reason == other.finish_reason
+
+
+@pytest.mark.parametrize("every", [3, 8, 100])
+def test_looking_for_stops_less_often_changes_nothing(ending, prompts, monkeypatch, every):
+    expected = generate(ending, prompts, SAMPLING, group_size=3)
+    monkeypatch.setattr(engine, "CHECK_EVERY", {"cpu": every})
+    same(generate(ending, prompts, SAMPLING, group_size=3), expected)
+
+
+def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
+    """What a GPU captures, run as it is: whole buffers under masks, rows moved to smaller buckets and filled up."""
+    expected = generate(ending, prompts, SAMPLING, group_size=4)
+    moves = []
+
+    def opened(policy, sampling, rows):
+        moves.append(rows.here.tolist())
+        return Decoder(policy, sampling, rows, static=True)
+
+    monkeypatch.setattr(engine, "_open", opened)
+    monkeypatch.setattr(engine, "_size", lambda alive, rows, _: size if (size := bucket(alive, rows)) < rows else None)
+    monkeypatch.setattr("medrl.rollout.captured.BUCKETS", (2, 8, 16, 24))
+    same(generate(ending, prompts, SAMPLING, group_size=4), expected)
+    assert [len(rows) for rows in moves] == sorted({len(rows) for rows in moves}, reverse=True)
+    assert len(moves) > 2 and any(len(set(rows)) < len(rows) for rows in moves)  # some row filled a bucket up
+
+
+def test_greedy_tokens_are_those_of_transformers(make_policy, make_model, prompts):
+    policy = make_policy()
+    encoded = policy.encode(prompts)
+    found = generate(policy, prompts, Sampling(temperature=0, max_new_tokens=12))
+    plain = make_model()
+    settings = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=policy.eos_token_id, pad_token_id=0)
+    for prompt, (completion,) in zip(encoded, found, strict=True):
+        ids = prompt.token_ids[None]
+        out = plain.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, pixel_values=prompt.pixels,
+            image_grid_thw=prompt.grids, mm_token_type_ids=(ids == policy.family.image_token_id).int(),
+        )  # fmt: skip
+        assert out[0, ids.shape[1] :].tolist() == list(completion.token_ids)
+
+
+def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts):
+    encoded = policy.encode(prompts[:2])
+    _, kept = engine.prefill(policy, encoded)
+    lengths = [len(prompt.token_ids) for prompt in encoded]
+    assert kept.keys.shape[1] == 2 and kept.keys.shape[3] == max(lengths)
+    assert kept.mask.sum((1, 2, 3)).tolist() == lengths
+
+
+@pytest.mark.gpu
+def test_captured_steps_write_what_plain_ones_write(make_policy, prompts, monkeypatch):
+    policy = make_policy(torch.float32)
+    policy.model.to("cuda")
+    policy = Policy(policy.model, policy.processor)
+    captured = generate(policy, prompts, SAMPLING, group_size=4)
+    again = generate(policy, prompts, SAMPLING, group_size=4)  # on graphs that are there already
+    monkeypatch.setattr(engine, "_open", lambda policy, sampling, rows: Decoder(policy, sampling, rows))
+    plain = generate(policy, prompts, SAMPLING, group_size=4)
+    assert tokens(captured) == tokens(again) == tokens(plain)

@@ -17,7 +17,7 @@ GRPO_2 = GRPO(group_size=2, kl_coef=0.04)
 METRICS = {
     "step", "reward", "reward_std", "frac_reward_zero_std", "rewards/choice_correct/mean", "rewards/well_formed/mean",
     "parse_fail_rate", "completions/mean_length", "completions/clipped_ratio", "entropy", "kl", "grad_norm", "lr",
-    "loss", "time/rollout_s", "time/update_s", "time/step_s", "tokens_per_s", "eta_s",
+    "loss", "time/data_s", "time/rollout_s", "time/update_s", "time/step_s", "tokens_per_s", "eta_s",
 }  # fmt: skip
 
 

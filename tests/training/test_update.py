@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medrl.data.prompts import make_prompt
-from medrl.errors import NonFiniteError
+from medrl.errors import NonFiniteError, PolicyError
 from medrl.grpo import GRPO
 from medrl.policy.naive import naive_logprobs
 from medrl.policy.policy import Policy
@@ -14,6 +14,7 @@ from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.sft import SFT
 from medrl.training.batches import TrainingGroup, cut, pack_groups
+from medrl.training.budget import Budget, tokens_per_patch
 from medrl.training.optim import AdamW, Optim
 from medrl.training.update import update_policy
 from medrl.types import Score
@@ -170,13 +171,15 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(moved, batch, object
 
 def test_micro_batches_keep_groups_whole_and_within_the_budget(moved, batch):
     objective = GRPO(group_size=3)
-    sizes = [micro.tokens for micro in cut(moved, batch, objective, 1)]
+    budget = Budget(moved, 1)
+    sizes = [budget.cost(micro.tokens, micro.patches) for micro in cut(moved, batch, objective, budget)]
     assert len(sizes) == 4
-    pairs = cut(moved, batch, objective, sizes[0] + sizes[1])
+    pairs = cut(moved, batch, objective, Budget(moved, math.ceil(sizes[0] + sizes[1])))
     assert len(pairs[0].groups) == 2
     assert all(micro.tokens <= sizes[0] + sizes[1] for micro in pairs)
-    (whole,) = cut(moved, batch, objective, sum(sizes))
-    assert whole.tokens == sum(sizes) == len(moved.layout(whole.encoded, whole.completions).group)
+    (whole,) = cut(moved, batch, objective, Budget(moved, math.ceil(sum(sizes))))
+    assert budget.cost(whole.tokens, whole.patches) == pytest.approx(sum(sizes))
+    assert whole.tokens == len(moved.layout(whole.encoded, whole.completions).group)
     # A group's weights do not depend on who travels with it: each of 12 completions counts a twelfth.
     lengths = torch.tensor([len(ids) for group in COMPLETIONS for ids in group])
     torch.testing.assert_close(whole.weights[:, 0] * lengths, torch.full((12,), 1 / 12, dtype=torch.float64))
@@ -262,7 +265,7 @@ def test_the_sampling_gap_is_there_for_fresh_completions_and_almost_nothing(make
     update = update_policy(policy, batch, Recorder(policy), GRPO(group_size=4), lr=1e-3, temperature=0.8)
     assert update.sampling_gap is not None and 0 <= update.sampling_gap < 1e-6
     assert update.kl == pytest.approx(0, abs=1e-9)  # it has not left its reference yet
-    assert update.tokens == sum(micro.tokens for micro in cut(policy, batch, GRPO(group_size=4), 1))
+    assert update.tokens == sum(micro.tokens for micro in cut(policy, batch, GRPO(group_size=4), Budget(policy, 1)))
     # At a temperature the sampler did not have, the gap says so.
     other = update_policy(policy, batch, Recorder(policy), GRPO(group_size=4), lr=1e-3, temperature=1.5)
     assert other.sampling_gap is not None and other.sampling_gap > 0.01
@@ -323,3 +326,90 @@ def test_an_update_that_was_stopped_leaves_nothing_in_the_next(moved, batch):
         update_policy(moved, broken, optimizer, objective, lr=0.01, tokens_per_micro_batch=1)
     update_policy(moved, batch, optimizer, objective, lr=0.01)
     assert distance(optimizer.gradients[0], clean.gradients[0]) == 0
+
+
+def run_out_of_memory_above(policy: Policy, monkeypatch, tokens: int) -> list[int]:
+    """A memory that holds this many tokens; what goes beyond it fails after its gradients were half written."""
+    inner, tried = policy.logprobs, []
+
+    def logprobs(encoded, completions, **options):
+        size = sum(len(prompt.token_ids) for prompt in encoded)
+        size += sum(len(ids) - 1 for group in completions for ids in group)
+        tried.append(size)
+        if size > tokens:
+            inner(encoded[:1], completions[:1], **options).logprobs.sum().backward()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(encoded, completions, **options)
+
+    monkeypatch.setattr(policy, "logprobs", logprobs)
+    return tried
+
+
+@every_objective
+def test_out_of_memory_makes_smaller_micro_batches_and_the_same_gradient(moved, batch, objective, monkeypatch):
+    start = copy.deepcopy(moved.model.state_dict())
+    whole = Recorder(moved)
+    expected = update_policy(moved, batch, whole, objective, lr=0.01, tokens_per_micro_batch=100_000)
+    moved.model.load_state_dict(start)
+    sizes = [micro.tokens for micro in cut(moved, batch, objective, Budget(moved, 1))]
+    tried = run_out_of_memory_above(moved, monkeypatch, max(sizes))
+    budget, halved = Budget(moved, 100_000), Recorder(moved)
+    update = update_policy(moved, batch, halved, objective, lr=0.01, tokens_per_micro_batch=budget)
+    assert tried[0] == sum(sizes) and tried[-1] <= max(sizes)
+    assert budget.tokens is not None and budget.tokens < 100_000  # remembered: the next step starts there
+    assert distance(halved.gradients[0], whole.gradients[0]) < 1e-6
+    assert update.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert update.tokens == expected.tokens
+
+
+def test_out_of_memory_in_a_later_update_on_the_same_completions_keeps_the_old_logprobs(moved, batch, monkeypatch):
+    objective = GRPO(group_size=3, kl_coef=0.1, updates_per_rollout=2)
+    start = copy.deepcopy(moved.model.state_dict())
+    whole = Recorder(moved)
+    update_policy(moved, batch, whole, objective, lr=0.01, tokens_per_micro_batch=100_000)
+    moved.model.load_state_dict(start)
+    inner, calls = moved.logprobs, []
+
+    def logprobs(*args, **options):
+        calls.append(len(args[0]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(*args, **options)
+
+    monkeypatch.setattr(moved, "logprobs", logprobs)
+    halved = Recorder(moved)
+    update_policy(moved, batch, halved, objective, lr=0.01, tokens_per_micro_batch=100_000)
+    assert calls[0] == calls[1] == 4 and sum(calls[2:]) == 4 and len(calls) > 3
+    for ours, theirs in zip(halved.gradients, whole.gradients, strict=True):
+        assert distance(ours, theirs) < 1e-6
+
+
+def test_a_group_that_does_not_fit_alone_is_named_with_what_would_help(moved, batch, monkeypatch):
+    run_out_of_memory_above(moved, monkeypatch, 10)
+    before = weights_of(moved)
+    with pytest.raises(PolicyError, match=r"one group of 3 completions.*policy\.checkpoint_activations"):
+        update_policy(moved, batch, Recorder(moved), GRPO(group_size=3), lr=0.01)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(moved).items())
+
+
+def test_patches_count_where_the_tower_learns(moved, batch):
+    # 2 layers of q, k, v, o, gate, up, down (32 + 16 + 16 + 32 + 48 + 48 + 32) against 2 of qkv, proj, fc1, fc2.
+    assert tokens_per_patch(moved) == pytest.approx((96 + 32 + 128 + 32) / (32 + 16 + 16 + 32 + 48 + 48 + 32))
+    (micro, *_) = cut(moved, batch, GRPO(group_size=3), Budget(moved, 1))
+    assert micro.patches == 16
+    assert Budget(moved, 1).cost(10, 16) > 10
+    moved.family.vision.requires_grad_(False)
+    assert Budget(moved, 1).cost(10, 16) == 10
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_budget_is_found_from_the_memory_one_group_takes(make_policy, batch):
+    policy = make_policy(torch.bfloat16)
+    policy.model.to("cuda")
+    policy = Policy(policy.model, policy.processor)
+    policy.freeze_reference()
+    budget = Budget(policy)
+    assert budget.tokens is None
+    update_policy(policy, batch, AdamW(policy.model.named_parameters(), OPTIM), GRPO(group_size=3), lr=1e-4,
+                  tokens_per_micro_batch=budget)  # fmt: skip
+    assert budget.tokens is not None and budget.tokens > 10_000

@@ -3,6 +3,7 @@
 stream = order(seed, 0) ++ order(seed, 1) ++ ...        each an order of all examples; ``position`` is a place in it
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -53,6 +54,12 @@ class Sampler:
             drawn = self._without_repeats(drawn, last=places[-1] // self.n_examples)
         self.position += k
         return drawn
+
+    def peek(self, k: int, *, skip: int = 0) -> list[int]:
+        """What ``next(k)`` would draw once ``skip`` more examples are drawn; nothing is drawn."""
+        later = copy.copy(self)
+        later.position += skip
+        return later.next(k)
 
     def _without_repeats(self, drawn: list[int], last: int) -> list[int]:
         """``drawn`` with second occurrences replaced by the latest of epoch ``last`` that are not in it."""

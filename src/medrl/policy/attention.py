@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from medrl.policy.layout import Layout, visible
-
 NAME = "medrl"
 
 
@@ -54,49 +52,13 @@ class Masked:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=scale)
 
 
-class DensePacked:
-    """A packed stream as padded groups under a dense mask: the oracle of the faster back ends, and good on a CPU.
-
-    Groups never attend to each other, so the (T, T) mask is only made block by block: (N, L, L), L the longest group.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        lengths = torch.tensor(layout.group_lengths, device=layout.group.device)
-        starts = lengths.cumsum(0) - lengths
-        inside = torch.arange(int(lengths.max()), device=lengths.device)
-        self.there = inside < lengths[:, None]  # (N, L)
-        self.index = (starts[:, None] + inside).where(self.there, starts[:, None])  # (N, L), padding repeats a token
-        blocks = [visible(_group(layout, n)) for n in range(len(lengths))]
-        self.mask = torch.zeros(len(lengths), 1, len(inside), len(inside), dtype=torch.bool, device=lengths.device)
-        for n, block in enumerate(blocks):
-            self.mask[n, 0, : len(block), : len(block)] = block
-        # A padded query attends to itself, so that its softmax is finite; it is dropped again below.
-        self.mask |= torch.eye(len(inside), dtype=torch.bool, device=lengths.device)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        key, value = share_heads(query, key), share_heads(query, value)
-        q, k, v = (x[0][:, self.index].transpose(0, 1) for x in (query, key, value))  # (N, heads, L, D)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=scale)
-        return out.transpose(0, 1)[:, self.there][None]  # (1, heads, T, D)
-
-
-def _group(layout: Layout, n: int) -> Layout:
-    start = sum(layout.group_lengths[:n])
-    part = slice(start, start + layout.group_lengths[n])
-    moved = {name: getattr(layout, name) for name in layout.__dataclass_fields__}
-    return Layout(**{**moved, "group": layout.group[part], "branch": layout.branch[part]})
-
-
-# Faster ones join this table; ``auto`` will choose among those that work on the device.
-BACK_ENDS: dict[str, type[DensePacked]] = {"dense": DensePacked}
-
-
 def share_heads(query: Tensor, key: Tensor) -> Tensor:
     """Repeat key (or value) heads so that there is one per query head."""
     groups = query.shape[1] // key.shape[1]
     return key if groups == 1 else key.repeat_interleave(groups, dim=1)
 
 
+@torch.compiler.disable
 def attention(
     module: torch.nn.Module,
     query: Tensor,

@@ -34,8 +34,17 @@ class Layout:
     """(M,) its place within the completion."""
     group_lengths: tuple[int, ...]
     """(N,) tokens of each group in the stream."""
+    prompt_lengths: tuple[int, ...]
+    """(N,) tokens of each prompt, the first of its group."""
+    group_sizes: tuple[int, ...]
+    """(N,) completions of each group."""
     completion_lengths: tuple[int, ...]
     """(R,) tokens of each completion."""
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """What two layouts must share for the same tokens to see each other."""
+        return self.prompt_lengths, self.group_sizes, self.completion_lengths
 
     @property
     def completion_mask(self) -> Tensor:
@@ -95,6 +104,8 @@ def pack(prompt_positions: Sequence[Tensor], completion_lengths: Sequence[Sequen
         row=torch.cat(row),
         column=torch.cat(column),
         group_lengths=tuple(len(part) for part in group),
+        prompt_lengths=tuple(prompt.shape[1] for prompt in prompt_positions),
+        group_sizes=tuple(len(lengths) for lengths in completion_lengths),
         completion_lengths=tuple(length for lengths in completion_lengths for length in lengths),
     )
 

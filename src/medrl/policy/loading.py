@@ -10,6 +10,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from medrl.errors import PolicyError
+from medrl.policy.lora import Lora
 from medrl.settings import Settings
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -28,8 +29,14 @@ class PolicySettings(Settings):
     min_pixels: int | None = Field(default=None, ge=1)
     max_pixels: int | None = Field(default=None, ge=1)
     """Bounds on an image's area after resizing; None keeps the processor's own (the papers: 401408)."""
-    attention: Literal["dense"] = "dense"
-    """Back end of packed attention."""
+    attention: Literal["auto", "dense", "flex", "varlen"] = "auto"
+    """Back end of packed attention; auto takes the fastest that works on the device, and the run records which."""
+    lora: Lora | None = None
+    """Train adapters of this shape instead of all weights; ``lora: {}`` takes the defaults."""
+    checkpoint_activations: bool = False
+    """Recompute layers in the backward pass: less memory, about a third more time, the same gradient."""
+    compile_layers: bool = False
+    """Compile the decoder layers for the training pass."""
 
 
 def resolve_model(model: str) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 2048
+HALF = (torch.float16, torch.bfloat16)
+CHUNK_LOGITS = 2**27
+"""Logits that exist at a time: half a gigabyte in float32, 883 tokens of Qwen2-VL's vocabulary."""
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token and entropy of its distribution.
 
@@ -22,11 +24,24 @@ def token_logprobs(
         weight: (V, H) output embedding, tied or not.
         targets: (M,) token ids.
         temperature: logits are divided by it, as the sampler did.
+        chunk_rows: tokens whose logits exist at a time; None takes as many as ``CHUNK_LOGITS`` allows.
 
     Returns:
         logprobs (M,) and entropy (M,) in nats, both with gradient to ``hidden`` and ``weight``.
     """
+    chunk_rows = chunk_rows or max(1, CHUNK_LOGITS // len(weight))
     return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk_rows)  # type: ignore[no-any-return]
+
+
+def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(M, H) hidden states, (V, H) output embedding -> (M, V) logits, float32 at least; the sampler uses it too.
+
+    On a GPU the products of half-precision numbers leave the matrix units in float32: rounded to bfloat16 first, logits
+    near 20 would be off by 0.06 and the entropy biased.
+    """
+    if hidden.is_cuda and hidden.dtype in HALF:
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return (hidden @ weight.t()).to(_wide(hidden.dtype))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -38,11 +53,12 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         normalizer, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for rows in _chunks(len(hidden), chunk_rows):
-            logits = (hidden[rows] @ weight.t()).to(wide) / temperature
+            logits = head_logits(hidden[rows], weight) / temperature
             normalizer[rows] = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalizer[rows]
             # H = log Z - sum p z
-            entropy[rows] = normalizer[rows] - (logits.softmax(-1) * logits).sum(-1)
+            probabilities = (logits - normalizer[rows, None]).exp_()
+            entropy[rows] = normalizer[rows] - torch.linalg.vecdot(probabilities, logits)
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
         ctx.set_materialize_grads(False)  # an entropy that only is reported costs the backward pass nothing
@@ -56,18 +72,25 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows in _chunks(len(hidden), ctx.chunk_rows):
-            logits = (hidden[rows] @ weight.t()).to(wide) / ctx.temperature
+            logits = head_logits(hidden[rows], weight) / ctx.temperature
             logits -= normalizer[rows, None]  # log p
             # d logprob / d logits = onehot - p;  d H / d logits = -p (log p + H)
             slope = grad[rows, None]
             if entropy_grad is not None:
                 slope = slope + entropy_grad[rows, None] * (logits + entropy[rows, None])
-            grad_logits = logits.exp().mul_(-slope)
+            grad_logits = logits.exp_().mul_(-slope)
             grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
             grad_logits = grad_logits / ctx.temperature
             grad_hidden[rows] = grad_logits.to(hidden.dtype) @ weight
-            grad_weight.addmm_(grad_logits.t(), hidden[rows].to(wide))
+            grad_weight = _add_product(grad_weight, grad_logits, hidden[rows])
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Tensor:
+    """total + grad_logits^T hidden, summed in the precision of ``total``."""
+    if hidden.is_cuda and hidden.dtype in HALF:
+        return torch.addmm(total, grad_logits.to(hidden.dtype).t(), hidden, out_dtype=torch.float32)
+    return total.addmm_(grad_logits.t(), hidden.to(total.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,6 +7,7 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 
 import copy
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from medrl.data.images import open_image
 from medrl.errors import PolicyError, PromptTooLongError
-from medrl.policy.attention import BACK_ENDS
+from medrl.phases import phase
+from medrl.policy import lora
 from medrl.policy.families import FAMILIES
+from medrl.policy.features import FrozenFeatures
+from medrl.policy.layers import checkpoint_activations, compile_layers
 from medrl.policy.layout import Layout, pack
 from medrl.policy.loading import (
     Dtype,
@@ -34,9 +38,12 @@ from medrl.policy.loading import (
     set_pixel_bounds,
 )
 from medrl.policy.logprobs import token_logprobs
+from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
+from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
 
-REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 256 * 2**20, 4096
+REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 2**30, 4096
+"""Enough for the prompts of two steps: of the one that computes, and of the one that is prepared meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ class ScoredCompletions:
 class Policy:
     """A model that completes prompts. Make one with ``Policy.load``, or from parts that are already in memory."""
 
-    def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "dense") -> None:
+    def __init__(self, model: Any, processor: Any, *, source: str | None = None, attention: str = "auto") -> None:
         model_type = model.config.model_type
         if model_type not in FAMILIES:
             raise PolicyError(
@@ -88,11 +95,18 @@ class Policy:
         self.processor = processor
         self.source = source
         self.family = FAMILIES[model_type](model)
-        self.attention = attention
+        self.attention = choose_back_end(attention, self.family.head, self.family.cache_shape[-1])
+        """Back end of packed attention; never ``auto``: the choice is made once, here."""
         self.trained = False
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
+        self.compiled = False
+        """Whether the decoder layers are compiled for the training pass."""
+        self.decode_graphs: object = None
+        """What the rollout engine captured for this policy on a GPU."""
+        self._features = FrozenFeatures()
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
+        self._remembering = threading.Lock()
 
     @classmethod
     def load(
@@ -103,7 +117,7 @@ class Policy:
         device: str | torch.device | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        attention: str = "dense",
+        attention: str = "auto",
     ) -> "Policy":
         """Open a model folder, a hub id, or ``demo-base``. Raises ``PolicyError`` naming what is missing."""
         source = resolve_model(str(source))
@@ -131,10 +145,17 @@ class Policy:
         return cls(model.eval(), processor, source=source, attention=attention)
 
     def save(self, folder: Path) -> None:
-        """Write a folder that plain transformers opens: safetensors weights, config, processor, chat template."""
+        """Write a folder that plain transformers opens: safetensors weights, config, processor, chat template.
+
+        Adapters are merged into the weights, and also lie beside them as they are (``adapter/``, in peft's format).
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with self.using_attention("sdpa"):
-            self.model.save_pretrained(folder)
+            if has_lora(self.model):
+                self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+                save_lora(self.model, folder / lora.FOLDER)
+            else:
+                self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def fingerprint(self) -> str:
@@ -170,9 +191,9 @@ class Policy:
                     "call freeze_reference() before training, or save() it and load the folder"
                 )
             dtype = str(self.family.head.dtype).removeprefix("torch.")
-            self._reference = Policy.load(self.source, dtype=dtype, device=self.device, attention=self.attention)  # type: ignore[arg-type]
-            self._reference.processor = self.processor
-            self._reference.model.requires_grad_(False)
+            reference = Policy.load(self.source, dtype=dtype, device=self.device, attention=self.attention)  # type: ignore[arg-type]
+            self._adopt_reference(reference)
+        assert self._reference is not None
         return self._reference
 
     def freeze_reference(self, source: str | None = None) -> None:
@@ -180,8 +201,37 @@ class Policy:
         if source is not None:
             self.source, self._reference = source, None
             return
-        self._reference = Policy(copy.deepcopy(self.model), self.processor, attention=self.attention)
-        self._reference.model.requires_grad_(False)
+        self._adopt_reference(Policy(copy.deepcopy(self.model), self.processor, attention=self.attention))
+
+    def _adopt_reference(self, reference: "Policy") -> None:
+        reference.processor = self.processor
+        reference.model.requires_grad_(False)
+        if self.compiled:
+            reference.compile_layers()
+        ours, theirs = self.family.vision, reference.family.vision
+        same = all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        if self.family.vision_frozen and same:
+            # One tower for both, and what it saw once is known to both.
+            reference.model.model.visual = ours
+            reference._features = self._features
+        self._reference = reference
+
+    def add_lora(self, settings: Lora) -> None:
+        """Train adapters instead of the weights; the reference is this model with its adapters off."""
+        add_lora(self.model, settings)
+        reference = copy.copy(self)
+        reference.decode_graphs = None  # captured with adapters on
+        reference.family = WithoutAdapters(self.family)  # type: ignore[assignment]  # all that is used of one
+        self._reference = reference
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of layers for the backward pass: less memory, about a third more time."""
+        checkpoint_activations([*self.family.layers, *self.family.vision_blocks])
+
+    def compile_layers(self) -> None:
+        """Compile the decoder layers for the training pass: the first step of a run takes a minute longer."""
+        compile_layers(self.family.layers)
+        self.compiled = True
 
     def encode(self, prompts: Sequence[Prompt], *, room_tokens: int = 0) -> list[EncodedPrompt]:
         """Tokenize prompts and prepare their images, each once.
@@ -194,20 +244,32 @@ class Policy:
             ImageError: an image cannot be decoded.
         """
         # Two examples may ask the same thing of the same image; each keeps its own name.
-        encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
+        with phase("data"):
+            encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
         for prompt in encoded:
             self._check_fits(prompt, room_tokens)
         return encoded
 
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
+        """Encode a prompt that ``encode`` will be asked for soon; from another thread, with a processor of its own."""
+        if _key(prompt) not in self._encoded:
+            self._encode(prompt, processor)
+
+    def _encode(self, prompt: Prompt, processor: Any | None = None) -> EncodedPrompt:
         """Encode and remember: a step reads its prompts twice, for the rollouts and for the update."""
-        encoded = self.encode_turn(prompt.id, prompt.text, [open_image(path) for path in prompt.images])
-        self._encoded[_key(prompt)] = encoded
-        while len(self._encoded) > REMEMBERED_PROMPTS or (
-            len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
-        ):
-            self._encoded.popitem(last=False)
+        images = [open_image(path) for path in prompt.images]
+        encoded = self.encode_turn(prompt.id, prompt.text, images, processor)
+        with self._remembering:
+            self._encoded[_key(prompt)] = encoded
+            while len(self._encoded) > REMEMBERED_PROMPTS or (
+                len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
+            ):
+                self._encoded.popitem(last=False)
         return encoded
+
+    def forget_prompts(self) -> None:
+        """Encode every prompt anew when it comes again."""
+        self._encoded.clear()
 
     def _check_fits(self, prompt: EncodedPrompt, room_tokens: int) -> None:
         limit, length = self.family.context_tokens, len(prompt.token_ids)
@@ -218,13 +280,14 @@ class Policy:
                 f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
             )
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image]) -> EncodedPrompt:
+    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
+        processor = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turn = self.processor.apply_chat_template(
+        turn = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = self.processor(text=[turn], images=list(images) or None, return_tensors="pt")
+        inputs = processor(text=[turn], images=list(images) or None, return_tensors="pt")
         token_ids = inputs["input_ids"][0]
         grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return EncodedPrompt(
@@ -285,19 +348,29 @@ class Policy:
         return torch.empty_like(both).index_copy(0, places, both)  # (T, H)
 
     def embed_prompts(self, encoded: Sequence[EncodedPrompt]) -> Tensor:
-        """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all."""
+        """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all.
+
+        The features of a vision tower that is not trained are remembered: the image is not looked at again.
+        """
         token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
-        with_images = [prompt for prompt in encoded if prompt.pixels is not None]
-        return self.family.embed_prompts(
-            token_ids,
-            [prompt.pixels for prompt in with_images if prompt.pixels is not None],
-            [prompt.grids.to(self.device) for prompt in with_images],
-        )
+        pixels = [prompt.pixels for prompt in encoded if prompt.pixels is not None]
+        grids = [prompt.grids for prompt in encoded if prompt.pixels is not None]
+        with phase("vision"):
+            if not pixels:
+                features = None
+            elif self.family.vision_frozen:
+                features = self._features.of(self.family, pixels, grids)
+            else:
+                features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
+        return self.family.embed_prompts(token_ids, features)
 
     def restore(self, folder: Path) -> None:
         """Take the weights of a checkpoint of this model."""
-        saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        if has_lora(self.model):
+            load_lora(self.model, folder / lora.FOLDER)
+        else:
+            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
     @contextmanager
     def using_attention(self, implementation: str) -> Iterator[None]:
@@ -323,6 +396,12 @@ def load_policy(settings: PolicySettings) -> Policy:
     policy.freeze_reference(settings.model)
     if settings.freeze_vision:
         policy.family.vision.requires_grad_(False)
+    if settings.lora is not None:
+        policy.add_lora(settings.lora)
+    if settings.checkpoint_activations:
+        policy.checkpoint_activations()
+    if settings.compile_layers:
+        policy.compile_layers()
     return policy
 
 

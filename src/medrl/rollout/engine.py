@@ -1,7 +1,7 @@
-"""Prompts -> completions: vision and prompt once per prompt, a static key-value cache, finished sequences dropped.
+"""Prompts -> completions: vision and prompt once per prompt, finished completions dropped, stops looked for rarely.
 
-Rows of the cache are completions. A row's prompt fills the slots ``[0, P_i)``; the slots up to the longest prompt are
-masked; completion token t of every row is written to slot ``longest prompt + t``.
+All prompts go through the model as one packed stream, without padding. Then every completion is a row that asks its
+prompt's keys and its own (rollout/rows.py). On a GPU a step is a captured graph (rollout/captured.py).
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from medrl import stopping
-from medrl.policy.attention import Causal, Masked
+from medrl.phases import phase
+from medrl.policy.layout import pack
+from medrl.policy.logprobs import head_logits
+from medrl.policy.packed_attention import BACK_ENDS
 from medrl.policy.policy import EncodedPrompt, Policy
-from medrl.rollout.sampling import Sampling, draw_tokens, uniforms
+from medrl.rollout.captured import PROMPT_BLOCK, CapturedDecoder, Graphs, bucket
+from medrl.rollout.rows import Decoder, Prompts, Recorder, Rows, tabulate
+from medrl.rollout.sampling import Sampling, uniforms
 from medrl.types import Completion, Prompt
 
 COMPACT_BELOW = 0.75
-"""Finished rows are cut out of the cache once fewer than this share of its rows is still writing."""
+"""Finished rows are cut out once fewer than this share of the rows is still writing."""
+CHECK_EVERY = {"cpu": 1, "cuda": 8}
+"""Tokens between two looks at who has finished: on a GPU each look waits for all work that was handed over."""
 
 
 @torch.no_grad()
@@ -70,99 +77,104 @@ def _decode(
     policy: Policy, encoded: Sequence[EncodedPrompt], sampling: Sampling, group_size: int, uniform: Tensor
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids and log-probabilities of N * G completions, each up to and including its end-of-turn token."""
-    device, limit = policy.device, sampling.max_new_tokens
-    rows = len(encoded) * group_size
-    logits, cache = _prefill(policy, encoded, group_size, limit)  # (R, V)
-    mask = _prompt_mask(encoded, group_size, cache.width, device)  # (R, slots)
-    next_position = torch.tensor([prompt.next_position for prompt in encoded], device=device)
-    next_position = next_position.repeat_interleave(group_size)  # (R,)
-    prompt_slots = cache.slot
-    stops = torch.tensor(policy.stop_token_ids, device=device)
+    limit, device = sampling.max_new_tokens, policy.device
+    with phase("prefill"):
+        logits, prompts = prefill(policy, encoded)  # (N, V)
+        rows = _begin(policy, encoded, prompts, group_size, uniform)
+    total = len(rows.here)
+    written = torch.zeros(total, limit, dtype=torch.long, device=device)
+    logprobs = torch.zeros(total, limit, device=device)
+    lengths = torch.full((total,), limit, device=device)
 
-    written = torch.zeros(rows, limit, dtype=torch.long, device=device)
-    written_logprobs = torch.zeros(rows, limit, device=device)
-    lengths = torch.full((rows,), limit, device=device)
-    here = torch.arange(rows, device=device)  # which completion each row of the cache is writing
-    alive = torch.ones(rows, dtype=torch.bool, device=device)  # of the rows of the cache
+    def keep_what_is_written(rows: Rows) -> None:
+        written[rows.here], logprobs[rows.here], lengths[rows.here] = rows.written, rows.logprobs, rows.lengths
 
-    for t in range(limit):
+    with phase("decode"):
         stopping.check()
-        tokens, logprobs = draw_tokens(logits, uniform[here, t], sampling)  # (rows in cache,)
-        written[here[alive], t] = tokens[alive]
-        written_logprobs[here[alive], t] = logprobs[alive]
-        ended = alive & torch.isin(tokens, stops)
-        lengths[here[ended]] = t + 1
-        alive = alive & ~ended
-        n_alive = int(alive.sum())
-        if n_alive == 0 or t + 1 == limit:
-            break
-        if n_alive < COMPACT_BELOW * len(alive):
-            keep = alive.nonzero().squeeze(1)
-            cache.keep_rows(keep)
-            here, tokens, mask, next_position = here[keep], tokens[keep], mask[keep], next_position[keep]
-            alive = alive[keep]
-        mask[:, prompt_slots + t] = True
-        positions = (next_position + t).expand(3, -1)[..., None]  # (3, rows, 1)
-        visibility = Masked(mask[:, None, None, : prompt_slots + t + 1])
-        hidden = policy.family.hidden(policy.family.embed(tokens[:, None]), positions, visibility, cache)
-        logits = hidden[:, -1] @ policy.family.head.t()
+        Decoder(policy, sampling, rows).draw(logits.repeat_interleave(group_size, dim=0))
+        decoder = _open(policy, sampling, rows) if limit > 1 else None
+        every = CHECK_EVERY.get(device.type, 1)
+        for t in range(1, limit):
+            stopping.check()  # between two steps, so that a capture is always whole
+            assert decoder is not None
+            if t % every == 0:
+                alive = (~decoder.rows.ended).nonzero().squeeze(1)
+                if len(alive) == 0:
+                    break
+                fewer = _size(len(alive), len(decoder.rows.here), device)
+                if fewer is not None:
+                    keep_what_is_written(decoder.rows)
+                    # A bucket that is not full is filled up with a row it has already.
+                    filled = torch.cat([alive, alive[:1].expand(fewer - len(alive))])
+                    decoder = _open(policy, sampling, decoder.rows.pick(filled))
+            decoder.step()
+        keep_what_is_written(decoder.rows if decoder is not None else rows)
     counts = lengths.tolist()
     return (
         [row[:n] for row, n in zip(written.tolist(), counts, strict=True)],
-        [row[:n] for row, n in zip(written_logprobs.tolist(), counts, strict=True)],
+        [row[:n] for row, n in zip(logprobs.tolist(), counts, strict=True)],
     )
 
 
-def _prefill(
-    policy: Policy, encoded: Sequence[EncodedPrompt], group_size: int, room: int
-) -> tuple[Tensor, "KeyValueCache"]:
-    """Run every prompt once. Returns the logits after it and the cache, both repeated ``group_size`` times."""
-    lengths = [len(prompt.token_ids) for prompt in encoded]
-    longest = max(lengths)
-    flat = policy.embed_prompts(encoded)  # (sum of P, H)
-    embedded = flat.new_zeros(len(encoded), longest, flat.shape[-1])
-    positions = torch.zeros(3, len(encoded), longest, dtype=torch.long, device=flat.device)
-    for n, (part, prompt) in enumerate(zip(flat.split(lengths), encoded, strict=True)):
-        embedded[n, : len(part)] = part
-        positions[:, n, : len(part)] = prompt.positions.to(flat.device)
-    cache = KeyValueCache(policy, len(encoded), longest + room)
-    # Padding is on the right: causal attention alone keeps it out of every real token.
-    hidden = policy.family.hidden(embedded, positions, Causal(), cache)
-    last = hidden[torch.arange(len(encoded)), torch.tensor(lengths, device=hidden.device) - 1]  # (N, H)
-    cache.keep_rows(torch.arange(len(encoded), device=hidden.device).repeat_interleave(group_size))
-    return (last @ policy.family.head.t()).repeat_interleave(group_size, dim=0), cache
+def _open(policy: Policy, sampling: Sampling, rows: Rows) -> Decoder | CapturedDecoder:
+    if policy.device.type != "cuda":
+        return Decoder(policy, sampling, rows)
+    if not isinstance(policy.decode_graphs, Graphs):
+        policy.decode_graphs = Graphs()
+    return policy.decode_graphs.open(policy, sampling, rows)
 
 
-def _prompt_mask(encoded: Sequence[EncodedPrompt], group_size: int, width: int, device: torch.device) -> Tensor:
-    """(R, slots) True where a row's own prompt is."""
-    lengths = torch.tensor([len(prompt.token_ids) for prompt in encoded], device=device)
-    return (torch.arange(width, device=device) < lengths[:, None]).repeat_interleave(group_size, dim=0)
+def _size(alive: int, rows: int, device: torch.device) -> int | None:
+    """How many rows to go on with; None: as many as there are."""
+    size = bucket(alive, rows) if device.type == "cuda" else alive
+    return size if size < COMPACT_BELOW * rows else None
 
 
-class KeyValueCache:
-    """A static cache with transformers' ``update``: room for every token is made once, tokens are written in place."""
+def prefill(policy: Policy, encoded: Sequence[EncodedPrompt]) -> tuple[Tensor, Prompts]:
+    """Run every prompt once, all in one stream: (N, V) logits after each, and its keys and values."""
+    # A completion of one token adds nothing to the stream, and its predictor is the prompt's last token.
+    layout = pack([prompt.positions for prompt in encoded], [[1]] * len(encoded)).to(policy.device)
+    recorder = Recorder()
+    embedded = policy.embed_prompts(encoded)  # (sum of P, H)
+    visibility = BACK_ENDS[policy.attention](layout)
+    hidden = policy.family.hidden(embedded[None], layout.positions[:, None], visibility, recorder)[0]
+    logits = head_logits(hidden[layout.predictor], policy.family.head)
+    lengths = torch.tensor(layout.prompt_lengths, device=policy.device)[:, None]
+    block = PROMPT_BLOCK if policy.device.type == "cuda" else 1
+    inside = torch.arange(-(-max(layout.prompt_lengths) // block) * block, device=policy.device)
+    mask = inside < lengths  # (N, P)
+    starts = lengths.cumsum(0) - lengths
+    index = (starts + inside).where(mask, starts)
+    keys, values = (
+        torch.stack([layer[:, index].transpose(0, 1) for layer in layers])
+        for layers in (recorder.keys, recorder.values)
+    )
+    return logits, Prompts(keys=keys, values=values, mask=mask[:, None, None])
 
-    def __init__(self, policy: Policy, rows: int, width: int) -> None:
-        layers, heads, head_width = policy.family.cache_shape
-        shape = (layers, rows, heads, width, head_width)
-        self.keys = torch.zeros(shape, dtype=policy.family.head.dtype, device=policy.device)
-        self.values = torch.zeros_like(self.keys)
-        self.layers = layers
-        self.width = width
-        self.slot = 0
-        """Slots written so far."""
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        end = self.slot + key.shape[2]
-        self.keys[layer_idx][:, :, self.slot : end] = key
-        self.values[layer_idx][:, :, self.slot : end] = value
-        if layer_idx == self.layers - 1:
-            self.slot = end
-        return self.keys[layer_idx][:, :, :end], self.values[layer_idx][:, :, :end]
-
-    def get_seq_length(self, *_: object) -> int:
-        return self.slot
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named several times."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+def _begin(
+    policy: Policy, encoded: Sequence[EncodedPrompt], prompts: Prompts, group_size: int, uniform: Tensor
+) -> Rows:
+    """Rows before their first token."""
+    device, (total, limit) = policy.device, uniform.shape
+    layers, kv_heads, width = policy.family.cache_shape
+    keys = torch.zeros(layers, total, kv_heads, limit, width, dtype=prompts.keys.dtype, device=device)
+    groups = [n for n in range(len(encoded)) for _ in range(group_size)]
+    table, place = tabulate(groups, list(range(total)), torch.Size((len(encoded), group_size)), device)
+    # One before the first: drawing a token moves on to its position.
+    start = torch.tensor([prompt.next_position - 1 for prompt in encoded], device=device)
+    return Rows(
+        prompts=prompts,
+        table=table,
+        place=place,
+        keys=keys,
+        values=torch.zeros_like(keys),
+        here=torch.arange(total, device=device),
+        tokens=torch.zeros(total, dtype=torch.long, device=device),
+        positions=start.repeat_interleave(group_size).expand(3, -1)[..., None].clone(),
+        uniform=uniform,
+        written=torch.zeros(total, limit, dtype=torch.long, device=device),
+        logprobs=torch.zeros(total, limit, device=device),
+        lengths=torch.full((total,), limit, device=device),
+        t=torch.zeros(1, dtype=torch.long, device=device),
+    )

@@ -1,31 +1,18 @@
 """Groups and advantages -> a step's batch -> micro-batches, with weights that do not depend on the cut."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from medrl.grpo import GRPO, REDUCTIONS
-from medrl.policy.policy import EncodedPrompt, ScoredCompletions
+from medrl.policy.policy import EncodedPrompt
 from medrl.sft import RFT, SFT
+from medrl.training.budget import Budget
+from medrl.training.scorer import Scorer
 from medrl.types import Groups, Prompt
 
 Objective = GRPO | SFT | RFT
-
-
-class Scorer(Protocol):
-    """What an update asks of a policy."""
-
-    @property
-    def model(self) -> Any: ...
-
-    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]: ...
-
-    def logprobs(
-        self, encoded: Sequence[EncodedPrompt], completions: Any, *, temperature: float = 1.0
-    ) -> ScoredCompletions: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +74,13 @@ class MicroBatch:
         prompts = sum(len(prompt.token_ids) for prompt in self.encoded)
         return prompts + sum(len(ids) - 1 for group in self.completions for ids in group)
 
+    @property
+    def patches(self) -> int:
+        return sum(len(prompt.pixels) for prompt in self.encoded if prompt.pixels is not None)
+
 
 def cut(
-    policy: Scorer,
-    batch: Batch,
-    objective: Objective,
-    tokens_per_micro_batch: int,
-    max_tokens: int | None = None,
+    policy: Scorer, batch: Batch, objective: Objective, budget: Budget, max_tokens: int | None = None
 ) -> list[MicroBatch]:
     """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
 
@@ -111,7 +98,8 @@ def cut(
     for (group, weight), prompt in zip(kept, encoded, strict=True):
         alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight, entropy_weight=entropy_weight)
         last = micro_batches[-1] if micro_batches else None
-        if last is not None and last.tokens + alone.tokens <= tokens_per_micro_batch:
+        cost = sum(budget.cost(part.tokens, part.patches) for part in (last, alone) if part is not None)
+        if last is not None and budget.tokens is not None and cost <= budget.tokens:
             micro_batches[-1] = replace(
                 last,
                 groups=last.groups + alone.groups,

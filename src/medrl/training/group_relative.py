@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO, balance_advantages, domain_scales, k1_kl, overlong_penalty
+from medrl.policy.lora import has_lora
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask, collect
 from medrl.rollout.sampling import Sampling
@@ -48,6 +49,11 @@ class GroupRelative:
         prompts_per_step: int,
     ) -> Self:
         check_warm(sampling)
+        if objective.sync_reference_every and has_lora(policy.model):
+            raise SettingsError(
+                "grpo.sync_reference_every moves the reference, but with policy.lora the reference is the model "
+                "without its adapters, which stays: set sync_reference_every to 0, or train without policy.lora"
+            )
         if objective.kl_coef > 0:
             _ = policy.reference  # loaded here: what is wrong with it shows before a run folder is made
         return cls(policy, objective, ask, reward, sampling, seed, prompts_per_step)

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from medrl.grpo import GRPO, policy_loss
+from medrl.phases import phase
 from medrl.policy.policy import Policy, ScoredCompletions
 from medrl.sft import RFT, SFT, cross_entropy
-from medrl.training.batches import MicroBatch, Scorer
+from medrl.training.batches import MicroBatch
+from medrl.training.scorer import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def _grpo(
 ) -> Terms:
     ref_logprobs = None
     if objective.kl_coef > 0 and not objective.row.kl_in_reward:
-        with torch.no_grad():
+        with torch.no_grad(), phase("reference"):
             reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         ref_logprobs = reference.logprobs
     device = scored.logprobs.device

@@ -138,6 +138,12 @@ class AdamW:
             weight.parameter.grad = None
             weight.master.grad = None
 
+    def bytes_to_come(self) -> int:
+        """Memory that gradients and moments will take and do not take yet."""
+        missing = [weight.master for weight in self.weights if not self._adamw.state.get(weight.master)]
+        gradients = sum(weight.master.nbytes + weight.parameter.nbytes * weight.copied for weight in self.weights)
+        return gradients + len(MOMENTS) * sum(master.nbytes for master in missing)
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All that the model's own weights do not hold: tensors for safetensors, and integers for JSON.
 

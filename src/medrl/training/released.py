@@ -9,6 +9,7 @@ Source: Med-R1's released ``sft.py`` as described in its public repository; no c
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medrl.data.images import open_image
@@ -38,11 +39,26 @@ class ReleasedTurns:
     def model(self) -> Any:
         return self.policy.model
 
+    @property
+    def family(self) -> Any:
+        return self.policy.family
+
+    @property
+    def processor(self) -> Any:
+        return self.policy.processor
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
     def tokenize(self, completion: str) -> list[int]:
         """Token ids of an answer, its end of turn, and the next turn's beginning."""
         tokenizer = self.policy.processor.tokenizer
         trailing = tokenizer("\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
         return [*self.policy.tokenize(completion), *trailing]
+
+    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
+        """Nothing: its turns are not a policy's, and are made in ``pack``."""
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         return [self._encoded[prompt.id] for prompt in prompts]

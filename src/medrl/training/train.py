@@ -25,14 +25,16 @@ from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
+from medrl.training.ahead import Ahead
 from medrl.training.batches import Objective
+from medrl.training.budget import Budget
 from medrl.training.checkpoint import checkpoint_name, latest_checkpoint, load_state, save_checkpoint
 from medrl.training.curriculum import Curriculum, arrange, pass_rates
 from medrl.training.methods import Method, check_demonstrations, make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
 from medrl.training.update import update_policy
-from medrl.types import Example, Groups, Mode, Reward
+from medrl.types import Example, Groups, Mode, Prompt, Reward
 
 Resume = Literal["auto", "never", "must"]
 GOLD_SHOWN = 20
@@ -55,8 +57,9 @@ class Training(Settings):
     sampling: Sampling = Sampling()
     optim: Optim = Optim()
     curriculum: Curriculum = Curriculum()
-    tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Tokens that go through the model together; changes memory and speed, not the result."""
+    tokens_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model together; patches of a vision tower that learns count as parts of a token. None
+    finds it on a GPU, and takes 4096 on a CPU. Changes memory and speed, not the result."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -107,21 +110,32 @@ def train(
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
     described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
-    provenance = {"data_fingerprint": fingerprint(train_set), **(provenance or {})}
+    provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
     run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
 
     started = time.monotonic()
     train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, quiet=quiet)
     sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
     draw = functools.partial(draw_examples, train_set, sampler)
+    coming = functools.partial(foresee, train_set, sampler, ask, settings.prompts_per_step)
+    budget = Budget(policy, settings.tokens_per_micro_batch)
     optimizer = AdamW(policy.model.named_parameters(), settings.optim)
     first_step, seconds_before = restore(run, policy, optimizer, sampler, method)
     policy.trained = True
     step, before = first_step, remember(sampler, method)
     try:
-        with Progress(settings.steps, first_step, quiet=quiet) as progress, stopping.at_safe_points():
+        with (
+            Progress(settings.steps, first_step, quiet=quiet) as progress,
+            stopping.at_safe_points(),
+            Ahead(method.policy) as ahead,
+        ):
+            ahead.start(coming(steps=0))
             for step in range(first_step, settings.steps):
                 clock, before = Clock(), remember(sampler, method)
+                ahead.wait()
+                if step + 1 < settings.steps:
+                    ahead.start(coming(steps=1))
+                clock.lap("data")
                 groups = method.collect(draw, step)
                 clock.lap("rollout")
                 advantages = method.advantages(groups)
@@ -133,7 +147,7 @@ def train(
                     objective,
                     lr=learning_rate(settings.optim, step, settings.steps),
                     temperature=method.temperature,
-                    tokens_per_micro_batch=settings.tokens_per_micro_batch,
+                    tokens_per_micro_batch=budget,
                     max_tokens=settings.sampling.max_new_tokens,
                 )
                 method.finish(step)
@@ -157,6 +171,14 @@ def train(
 def draw_examples(train_set: Sequence[Example], sampler: Sampler, count: int) -> list[Example]:
     """The next ``count`` examples; none for none."""
     return [train_set[index] for index in sampler.next(count)] if count else []
+
+
+def foresee(train_set: Sequence[Example], sampler: Sampler, ask: Ask, count: int, *, steps: int) -> list[Prompt]:
+    """The ``count`` prompts whose turn comes after those of the next ``steps`` steps; drawing goes on as if unasked.
+
+    Where a step draws more than ``count``, to replace what teaches nothing, these are the first it takes.
+    """
+    return [ask(train_set[index]) for index in sampler.peek(count, skip=steps * count)]
 
 
 def remember(sampler: Sampler, method: Method) -> tuple[int, dict[str, Any]]:

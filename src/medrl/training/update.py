@@ -4,20 +4,28 @@ The step's loss is one sum over all its completion tokens, with weights fixed be
 the gradient does not depend on the cut.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from medrl import stopping
-from medrl.errors import NonFiniteError
+from medrl.errors import NonFiniteError, PolicyError
 from medrl.grpo import GRPO
+from medrl.phases import phase
 from medrl.policy.policy import ScoredCompletions
-from medrl.training.batches import Batch, MicroBatch, Objective, Scorer, cut
+from medrl.training.batches import Batch, MicroBatch, Objective, cut
+from medrl.training.budget import Budget
 from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
+from medrl.training.scorer import Scorer
+
+Divide = Callable[[Budget], list[MicroBatch]]
+"""Cuts the step into micro-batches that keep to a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,34 +72,36 @@ def update_policy(
     *,
     lr: float,
     temperature: float = 1.0,
-    tokens_per_micro_batch: int = 4096,
+    tokens_per_micro_batch: int | Budget | None = None,
     max_tokens: int | None = None,
 ) -> Update:
     """Move the policy one step (``updates_per_rollout`` steps on the same completions) along the objective.
 
-    ``max_tokens`` is the longest allowed completion; only ``reduction: constant`` needs it.
+    Args:
+        tokens_per_micro_batch: what goes through the model together, or the budget that remembers it from step to step:
+            found here where it is not known, halved where it was too much for the memory. Neither changes the update.
+        max_tokens: the longest allowed completion; only ``reduction: constant`` needs it.
 
     Raises ``NonFiniteError`` naming the examples when loss or gradient is NaN or infinite; that update has changed no
-    weight then (with several updates per rollout, earlier ones have). Raises ``Stopped`` between micro-batches before
-    any weight has moved.
+    weight then (with several updates per rollout, earlier ones have). Raises ``PolicyError`` when a single group is too
+    much for the memory. Raises ``Stopped`` between micro-batches before any weight has moved.
     """
-    micro_batches = cut(policy, batch, objective, tokens_per_micro_batch, max_tokens)
+    given = tokens_per_micro_batch
+    budget = given if isinstance(given, Budget) else Budget(policy, given)
+    divide = functools.partial(cut, policy, batch, objective, max_tokens=max_tokens)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
-    old: list[Tensor | None] = [None] * len(micro_batches)
-    totals = _Totals()
+    totals, old = _Totals(), []
     optimizer.zero_grad()  # what an update that was stopped half-way has left behind
-    for round in range(rounds):
-        totals = _Totals()
-        for index, micro_batch in enumerate(micro_batches):
-            if round == 0:  # later the weights have moved, and the step must be finished
-                stopping.check()
-            terms, scored = _backward(policy, micro_batch, objective, temperature, old[index])
-            optimizer.accumulate()
-            totals.add(terms, scored, micro_batch)
-            if rounds > 1 and old[index] is None:
-                old[index] = scored.logprobs.detach()
+    for number in range(rounds):
+        # After the first the weights have moved, and the step must be finished.
+        totals, micro_batches = _accumulate(
+            policy, divide, optimizer, objective, temperature, budget, old, may_stop=number == 0
+        )
+        if rounds > 1 and number == 0:
+            old = totals.logprobs
         try:
-            grad_norm = optimizer.step(lr)
+            with phase("optimizer"):
+                grad_norm = optimizer.step(lr)
         except NonFiniteError as error:
             optimizer.zero_grad()
             culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
@@ -99,15 +109,90 @@ def update_policy(
     return totals.update(grad_norm, lr, batch)
 
 
+def _accumulate(
+    policy: Scorer,
+    divide: Divide,
+    optimizer: AdamW,
+    objective: Objective,
+    temperature: float,
+    budget: Budget,
+    old: list[Tensor],
+    *,
+    may_stop: bool,
+) -> tuple["_Totals", list[MicroBatch]]:
+    """Sum the step's gradient; where memory runs out, from the start with smaller micro-batches."""
+    if budget.tokens is None:
+        _find_budget(policy, divide, optimizer, objective, temperature, budget)
+    while True:
+        totals = _Totals()
+        micro_batches = divide(budget)
+        try:
+            for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
+                if may_stop:
+                    stopping.check()
+                terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
+                optimizer.accumulate()
+                totals.add(terms, scored, micro_batch)
+            return totals, micro_batches
+        except torch.OutOfMemoryError as error:
+            # Nothing is kept of a sum that may hold half of a micro-batch's gradient.
+            optimizer.zero_grad()
+            if all(len(micro_batch.groups) == 1 for micro_batch in micro_batches):
+                raise PolicyError(_describe_too_large(micro_batches)) from error
+            budget.halve(max(budget.cost(micro_batch.tokens, micro_batch.patches) for micro_batch in micro_batches))
+        # Outside of the handler, whose traceback holds the tensors of the pass that failed.
+        terms = scored = None
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _find_budget(
+    policy: Scorer, divide: Divide, optimizer: AdamW, objective: Objective, temperature: float, budget: Budget
+) -> None:
+    """Send one group through alone and see what it takes."""
+    alone = next(iter(divide(budget)), None)
+    if alone is None:
+        return  # nothing to learn from in this step
+
+    def trial() -> None:
+        _backward(policy, alone, objective, temperature, None)
+        optimizer.zero_grad()
+
+    try:
+        trial()  # kernels are chosen and compiled, which is no part of the measure
+        budget.find(trial, budget.cost(alone.tokens, alone.patches), optimizer.bytes_to_come())
+    except torch.OutOfMemoryError as error:
+        optimizer.zero_grad()
+        raise PolicyError(_describe_too_large([alone])) from error
+
+
+def _spread(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+    """The completions' old log-probabilities, as (R, T) of each micro-batch."""
+    if not old:
+        return [None] * len(micro_batches)
+    rows = iter(old)
+    return [pad_sequence([next(rows) for _ in micro_batch.ids], batch_first=True) for micro_batch in micro_batches]
+
+
 def _backward(
     policy: Scorer, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
 ) -> tuple[Terms, ScoredCompletions]:
-    scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
-    terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
-    if not math.isfinite(float(terms.loss.detach())):
-        raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
-    terms.loss.backward()
+    with phase("policy"):
+        scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
+        terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
+        if not math.isfinite(float(terms.loss.detach())):
+            raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+        terms.loss.backward()
     return terms, scored
+
+
+def _describe_too_large(micro_batches: Sequence[MicroBatch]) -> str:
+    largest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens + micro_batch.patches)
+    return (
+        f"the memory is too small for one group of {len(largest.ids)} completions alone: example {largest.ids[0]}, "
+        f"{largest.tokens} tokens and {largest.patches} image patches. Set policy.checkpoint_activations=true, or "
+        "lower policy.max_pixels, grpo.group_size or sampling.max_new_tokens"
+    )
 
 
 class _Totals:
@@ -119,6 +204,8 @@ class _Totals:
         self.scored_tokens = self.sampled_tokens = self.tokens = 0
         self.measured: dict[int, tuple[Measured, ...]] = {}
         """By the identity of the group."""
+        self.logprobs: list[Tensor] = []
+        """(T,) of every completion: what later updates on the same completions compare with."""
 
     def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
         self.loss += float(terms.loss.detach())
@@ -132,6 +219,7 @@ class _Totals:
         self.scored_tokens += int(lengths.sum())
         means = (entropy / lengths).tolist()
         kls = [None] * len(means) if terms.kl_per_token is None else (terms.kl_per_token.sum(1) / lengths).tolist()
+        self.logprobs += [row[:n] for row, n in zip(scored.logprobs.detach(), lengths.tolist(), strict=True)]
         logprobs, row = scored.logprobs.detach().cpu(), 0
         for group in micro_batch.groups:
             rows = range(row, row + len(group.completions))
@@ -186,12 +274,12 @@ def _non_finite_gradients(
     micro_batches: Sequence[MicroBatch],
     objective: Objective,
     temperature: float,
-    old: Sequence[Tensor | None],
+    old: list[Tensor],
     optimizer: AdamW,
 ) -> list[str]:
     """Examples of the micro-batches whose own gradient is not finite; all of them when only their sum is not."""
     culprits: list[str] = []
-    for micro_batch, old_logprobs in zip(micro_batches, old, strict=True):
+    for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
         _backward(policy, micro_batch, objective, temperature, old_logprobs)
         gradients = [p.grad for p in policy.model.parameters() if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):

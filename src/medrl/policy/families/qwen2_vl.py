@@ -1,6 +1,6 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -31,6 +31,8 @@ class Qwen2VL:
         blocks: Any = model.model.visual.blocks
         for block in blocks:
             block.attn.forward = MethodType(attend_to_patches, block.attn)
+        patch_embed: Any = model.model.visual.patch_embed
+        patch_embed.forward = MethodType(embed_patches, patch_embed)
         self.model: Any = model
         self.image_token_id = int(config.image_token_id)
         self.context_tokens = int(text_config.max_position_embeddings)
@@ -63,24 +65,40 @@ class Qwen2VL:
         return positions[:, 0]
 
     def image_features(self, pixels: Tensor, grids: Tensor) -> Tensor:
-        """(patches, patch values), (images, 3) -> (image tokens, H): one pass for all images."""
-        return self.vision(pixels, grid_thw=grids).pooler_output
+        """(patches, patch values), (images, 3) -> (image tokens, H): one pass for all images; a frozen tower keeps no
+        graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
+            pixels = pixels.to(self.head.device, self.head.dtype)
+            images = Images.of(grids, self.head.device)
+            return self.vision(pixels, grid_thw=grids.to(self.head.device), images=images).pooler_output
+
+    @property
+    def vision_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.vision.parameters())
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers of the language model."""
+        return list(self.model.model.language_model.layers)
+
+    @property
+    def vision_blocks(self) -> list[nn.Module]:
+        return list(self.model.model.visual.blocks)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(...,) token ids -> (..., H)."""
         return self.model.get_input_embeddings()(token_ids)
 
-    def embed_prompts(self, token_ids: Tensor, pixels: Sequence[Tensor], grids: Sequence[Tensor]) -> Tensor:
-        """(tokens,) of prompts end to end, their images in the same order -> (tokens, H), images in their places."""
+    def image_tokens(self, grids: Tensor) -> int:
+        """How many tokens the images of these grids (images, 3) become."""
+        return int(grids.prod(-1).sum()) // self.model.config.vision_config.spatial_merge_size**2
+
+    def embed_prompts(self, token_ids: Tensor, features: Tensor | None) -> Tensor:
+        """(tokens,) of prompts end to end, features (image tokens, H) in the same order -> (tokens, H)."""
         embedded = self.embed(token_ids)
-        if not pixels:
+        if features is None:
             return embedded
-        parameter = self.head
-        features = self.image_features(
-            torch.cat(list(pixels)).to(parameter.device, parameter.dtype), torch.cat(list(grids))
-        )
         places = (token_ids == self.image_token_id)[:, None]
-        assert int(places.sum()) == len(features), "every image token has its feature"
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
     def hidden(
@@ -97,35 +115,65 @@ class Qwen2VL:
         return output.last_hidden_state
 
 
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Which patches belong together, known before the first layer: no layer has to ask the device."""
+
+    sizes: tuple[tuple[int, Tensor | None], ...]
+    """Patches of an image, and where the patches of all images of that size are; None where that is everywhere."""
+
+    @classmethod
+    def of(cls, grids: Tensor, device: torch.device) -> "Images":
+        """From (images, 3) patches in time, height, width; each frame is an image of its own."""
+        lengths = [h * w for t, h, w in grids.tolist() for _ in range(t)]
+        if len(set(lengths)) == 1:
+            return cls(((lengths[0], None),))
+        starts = [sum(lengths[:n]) for n in range(len(lengths))]
+        index = {
+            size: torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True) if n == size])
+            for size in sorted(set(lengths))
+        }
+        return cls(tuple((size, where.to(device)) for size, where in index.items()))
+
+
 def attend_to_patches(
-    attention: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: object
+    attention: Any,
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    images: Images | None = None,
+    **_: object,
 ) -> Tensor:
     """The vision tower's attention with one call for all images of a size, where transformers makes one per image.
 
     Args:
         attention: a ``VisionAttention`` module, in whose place this stands.
         hidden_states: (patches, width), the images end to end.
-        cu_seqlens: (images + 1,) where each image begins.
+        cu_seqlens: (images + 1,) where each image begins; read only where ``images`` is not given.
         position_embeddings: cosine and sine (patches, head width).
     """
-    patches = hidden_states.shape[0]
-    qkv = attention.qkv(hidden_states).view(patches, 3, attention.num_heads, -1)
+    images = images or Images.of(F.pad(cu_seqlens.diff()[:, None], (2, 0), value=1), cu_seqlens.device)
+    qkv = attention.qkv(hidden_states).view(hidden_states.shape[0], 3, attention.num_heads, -1)
     cos, sin = position_embeddings
     query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
-    lengths = cu_seqlens.diff()
-    images = len(lengths)
-    same_size = images * int(lengths[0]) == patches and bool((lengths == lengths[0]).all())
-    if same_size:
-        batches = [tuple(x.view(images, -1, *x.shape[1:]) for x in (query, key, qkv[:, 2]))]
-    else:
-        batches = [
-            tuple(part[None] for part in parts)
-            for parts in zip(*(x.split(lengths.tolist()) for x in (query, key, qkv[:, 2])), strict=True)
-        ]
-    attended = [
-        F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=attention.scaling)
-        .transpose(1, 2)
-        .reshape(-1, attention.num_heads * q.shape[-1])
-        for q, k, v in batches
-    ]
-    return attention.proj(torch.cat(attended))
+    parts = (query, key, qkv[:, 2])
+    attended = torch.empty_like(query)
+    for size, where in images.sizes:
+        q, k, v = (_by_image(x if where is None else x[where], size) for x in parts)
+        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling).transpose(1, 2).flatten(0, 1)
+        attended = out if where is None else attended.index_copy(0, where, out)
+    return attention.proj(attended.flatten(1))
+
+
+def _by_image(x: Tensor, size: int) -> Tensor:
+    """(patches, heads, width) -> (images, heads, patches of an image, width)."""
+    return x.view(-1, size, *x.shape[1:]).transpose(1, 2)
+
+
+def embed_patches(patch_embed: Any, pixels: Tensor) -> Tensor:
+    """The convolution over single patches as the matrix product it is: (patches, patch values) -> (patches, width).
+
+    In bfloat16 some cuDNN versions take seconds for the convolution (pytorch issue 174051).
+    """
+    weight = patch_embed.proj.weight.flatten(1)
+    return F.linear(pixels.to(weight.dtype).view(-1, weight.shape[1]), weight)

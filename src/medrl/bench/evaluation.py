@@ -1,0 +1,103 @@
+"""Greedy evaluation, timed: items per second, against transformers' generate in batches of 64."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medrl.bench.baselines import generate_with_transformers
+from medrl.bench.limits import Elapsed, clock, median
+from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
+from medrl.bench.step import device_name
+from medrl.provenance import describe_machine
+from medrl.rollout.engine import generate
+from medrl.rollout.sampling import Sampling
+from medrl.types import Prompt
+
+BASELINE_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalBench:
+    """What to time."""
+
+    model: str = "25m"
+    items: int = 64
+    batch_size: int = 64
+    image_px: int = 224
+    prompt_tokens: int = 80
+    completion_tokens: int = 96
+    repeats: int = 3
+    baseline: bool = True
+
+
+def bench_eval(settings: EvalBench) -> dict[str, Any]:
+    """Time greedy evaluation, reading and resizing of images included. Returns what ``medrl bench eval`` prints."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    policy = build_policy(find_size(settings.model), settings.image_px, device, dtype)
+    sampling = Sampling(temperature=0, max_new_tokens=settings.completion_tokens)
+    with tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder:
+        text = question(policy.processor, settings.prompt_tokens)
+        examples = make_examples(Path(folder), settings.items, settings.image_px, text)
+        prompts = [ask(example) for example in examples]
+
+        def ours(batch: Sequence[Prompt]) -> list[tuple[int, ...]]:
+            return [completion.token_ids for (completion,) in generate(policy, batch, sampling)]
+
+        def theirs(batch: Sequence[Prompt]) -> list[tuple[int, ...]]:
+            encoded = policy.encode(batch)
+            written = generate_with_transformers(policy, encoded, 1, settings.completion_tokens, sample=False)
+            return [tuple(row) for row in written.tolist()]
+
+        ours_took, answers = _time(policy, prompts, settings.batch_size, ours, settings.repeats, device)
+        described = {
+            "items_per_s": len(prompts) / ours_took.seconds,
+            "seconds": ours_took.seconds,
+            "cpu_seconds": ours_took.cpu_seconds,
+            "device": device_name(dtype),
+            "model": settings.model,
+            "items": settings.items,
+            "batch_size": settings.batch_size,
+            "image_px": settings.image_px,
+            "prompt_tokens": settings.prompt_tokens,
+            "completion_tokens": settings.completion_tokens,
+            "baseline": None,
+            "speedup": None,
+            **describe_machine(),
+        }
+        if settings.baseline:
+            other, expected = _time(policy, prompts, BASELINE_BATCH, theirs, settings.repeats, device)
+            described["baseline"] = {
+                "name": "transformers generate",
+                "items_per_s": len(prompts) / other.seconds,
+                "cpu_seconds": other.cpu_seconds,
+            }
+            described["speedup"] = other.seconds / ours_took.seconds
+            described["cpu_speedup"] = other.cpu_seconds / ours_took.cpu_seconds
+            described["same_tokens"] = statistics.fmean(a == b for a, b in zip(answers, expected, strict=True))
+    return described
+
+
+def _time(
+    policy: Endless,
+    prompts: Sequence[Prompt],
+    batch_size: int,
+    answer: Callable[[Sequence[Prompt]], list[tuple[int, ...]]],
+    repeats: int,
+    device: str,
+) -> tuple[Elapsed, list[tuple[int, ...]]]:
+    """What all prompts take, median, after one batch to warm up; and what was answered."""
+    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    answer(batches[0])
+    times, answers = [], []
+    for _ in range(repeats):
+        policy.forget_prompts()
+        with clock(device) as elapsed:
+            answers = [tokens for batch in batches for tokens in answer(batch)]
+        times.append(elapsed)
+    return median(times), answers

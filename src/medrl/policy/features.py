@@ -1,0 +1,32 @@
+"""Image features of a vision tower that is not trained: computed once per image, for rollouts, reference and update."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class FrozenFeatures:
+    """Remembers the features of an image for as long as somebody holds its pixels, and the tower does not change."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakTensorKeyDictionary()  # by identity: equal pixels of two prompts are two entries
+        self._weights: tuple[int, ...] = ()
+
+    def of(self, family: Any, pixels: Sequence[Tensor], grids: Sequence[Tensor]) -> Tensor:
+        """Features (image tokens, H) of all images, in order; those not known yet go through the tower together."""
+        assert family.vision_frozen, "features of a tower that learns are not worth remembering"
+        # A parameter counts its changes: a checkpoint that is loaded, or a tower that was trained in between, shows.
+        weights = tuple(parameter._version for parameter in family.vision.parameters())
+        if weights != self._weights:
+            self._known.clear()
+            self._weights = weights
+        new = [n for n, images in enumerate(pixels) if images not in self._known]
+        if new:
+            together = family.image_features(torch.cat([pixels[n] for n in new]), torch.cat([grids[n] for n in new]))
+            counts = [family.image_tokens(grids[n]) for n in new]
+            for n, part in zip(new, together.split(counts), strict=True):
+                self._known[pixels[n]] = part.clone()  # a view would keep the whole batch
+        return torch.cat([self._known[images] for images in pixels])

@@ -1,0 +1,87 @@
+"""Decode steps as CUDA graphs: a step of a 2B model launches over a thousand kernels, a graph launches once.
+
+A graph holds the addresses it was captured with, so rows live in buffers of fixed sizes (buckets); a batch whose rows
+finish moves from bucket to bucket. Graphs are kept with the policy: weights change in place, so they stay valid.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from medrl.policy.policy import Policy
+from medrl.rollout.rows import Decoder, Prompts, Rows
+from medrl.rollout.sampling import Sampling
+
+BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+PROMPT_BLOCK = 128
+"""Prompts are padded to a multiple of this, so that batches of about the same length share their graphs."""
+
+
+class CapturedDecoder:
+    """A decoder whose steps are replayed."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows) -> None:
+        self.rows = rows.clone()
+        self.decoder = Decoder(policy, sampling, self.rows, static=True)
+        self.graph: Any = None
+
+    def load(self, rows: Rows) -> None:
+        """Go on with these rows, which have the shape of the first ones."""
+        if self.graph is None:
+            self._capture()
+        self.rows.copy_(rows)
+
+    def step(self) -> None:
+        self.graph.replay()
+
+    def _capture(self) -> None:
+        # Memory that a kernel needs at its first run is not to belong to the graph: two steps are run before, of the
+        # second token, which every row has room for. What they write, ``load`` overwrites.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.rows.t.fill_(1)
+                self.decoder.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.decoder.step()
+
+
+class Graphs:
+    """The captured decoders of a policy, for one shape of batch at a time."""
+
+    def __init__(self) -> None:
+        self._shape: tuple[Any, ...] = ()
+        self._prompts: Prompts | None = None
+        self._decoders: dict[int, CapturedDecoder] = {}
+
+    def open(self, policy: Policy, sampling: Sampling, rows: Rows) -> CapturedDecoder:
+        """A decoder for these rows, on buffers that were captured before where there are such."""
+        shape = (rows.prompts.keys.shape, rows.table.shape, rows.written.shape[1], sampling, policy.stop_token_ids)
+        if shape != self._shape:
+            self._decoders.clear()
+            self._shape, self._prompts = shape, _clone(rows.prompts)
+        elif self._prompts is not rows.prompts:
+            assert self._prompts is not None
+            for name in ("keys", "values", "mask"):
+                getattr(self._prompts, name).copy_(getattr(rows.prompts, name))
+        assert self._prompts is not None
+        rows = replace(rows, prompts=self._prompts)
+        size = len(rows.here)
+        if size not in self._decoders:
+            self._decoders[size] = CapturedDecoder(policy, sampling, rows)
+        decoder = self._decoders[size]
+        decoder.load(rows)
+        return decoder
+
+
+def bucket(rows: int, largest: int) -> int:
+    """The buffer that ``rows`` rows move to; ``largest`` where no smaller one holds them."""
+    return next((size for size in BUCKETS if rows <= size < largest), largest)
+
+
+def _clone(prompts: Prompts) -> Prompts:
+    return Prompts(keys=prompts.keys.clone(), values=prompts.values.clone(), mask=prompts.mask.clone())

@@ -1,0 +1,33 @@
+"""What an update asks of a policy, so that something else can take its place."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from medrl.policy.policy import EncodedPrompt, ScoredCompletions
+from medrl.types import Prompt
+
+
+class Scorer(Protocol):
+    """What reads prompts and says how probable completions are."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def family(self) -> Any: ...
+
+    @property
+    def processor(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None: ...
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]: ...
+
+    def logprobs(
+        self, encoded: Sequence[EncodedPrompt], completions: Any, *, temperature: float = 1.0
+    ) -> ScoredCompletions: ...
