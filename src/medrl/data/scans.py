@@ -242,7 +242,8 @@ def _silence() -> Iterator[None]:
 
 def _nifti_slices(path: Path, view: View) -> list[np.ndarray]:
     nibabel = _extra("nibabel", "nifti")
-    errors = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, *_DECODER_ERRORS)
+    header_errors = (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError)
+    errors = (nibabel.filebasedimages.ImageFileError, *header_errors, *_DECODER_ERRORS)
     try:
         with _silence(), np.errstate(all="ignore"):
             _check_nifti(path, nibabel)
