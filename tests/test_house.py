@@ -40,7 +40,7 @@ LEAVES = {
 WITHOUT_TORCH = (
     "types", "errors", "settings", "runs", "rewards", "data.prompts", "data.store", "data.splits", "data.split_store",
     "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals", "evaluation.blind",
-    "evaluation.compare", "report.page", "api", "terminal", "cli", "provenance",
+    "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance",
 )  # fmt: skip
 
 FORBIDDEN_IMPORTS = {"pickle", "dill", "marshal", "shelve", "cloudpickle"}
