@@ -208,7 +208,8 @@ def test_nothing_to_evaluate_and_unknown_templates_are_refused_before_anything_i
     [
         ("<answer>A</answer>", "A", True, 1.0),
         ("<answer>B</answer>", "B", False, 1.0),
-        ("It is A", None, False, 0.0),
+        ("It is A", "A", True, 0.0),
+        ("It may be A", None, False, 0.0),
         ("no idea", None, False, 0.0),
     ],
 )

@@ -265,6 +265,10 @@ def test_powers_keep_their_meaning_although_unicode_folds_them():
     assert parse_answer("<answer>102</answer>", options, "no_think").letter == "B"
 
 
+def test_the_tenth_option_is_the_last_that_has_a_letter():
+    assert parse_answer("<answer>J</answer>", [str(i) for i in range(10)], "no_think").letter == "J"
+
+
 def test_more_options_than_letters_are_an_error_of_the_data():
     with pytest.raises(RewardError, match="11 options"):
         parse_answer("<answer>A</answer>", [str(i) for i in range(11)], "think")

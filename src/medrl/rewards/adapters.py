@@ -5,7 +5,7 @@
     EasyR1   f(reward_inputs) -> {"overall": ..., ...}, of one input or a list of them
 
 What a reward needs to know of an example travels in the columns that `columns_of` gives, or as JSON in one column
-``medrl``, as ``medrl export-data`` writes it. EasyR1 passes only the right answer on, so there that JSON is the
+``medrl``. EasyR1 passes only the right answer on, so there that JSON is the
 ``ground_truth`` (``data.answer_key: medrl``).
 """
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards.option_text import (
     ARTICLE,
-    LABEL,
     clean,
     is_forgiven,
     options_as_written,
@@ -300,8 +299,7 @@ def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
     if len(letters) > 1 or len(texts) > 1:
         return "names several options"
     letter = _bare_letter(body)
-    split = _split_first_letter(body) if LABEL.match(body) else None
-    split = split or _split_last_letter(body) or (None if ARTICLE.match(body) else _split_first_letter(body))
+    split = _split_last_letter(body) or (None if ARTICLE.match(body) else _split_first_letter(body))
     index = letter if letter is not None else split[0] if split else None
     if index is None:
         return "no option has this text"
