@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import LEAKS, phantom
 from PIL import Image
@@ -60,6 +60,7 @@ def test_a_picture_agrees_fully_with_itself_and_hardly_with_a_stranger(originals
     assert (agreements(ranks, ranks[[1, 2, 3, 0]]) < 0.5).all()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=20))
 def test_clusters_are_the_connected_components(size, pairs):
     import scipy.sparse
