@@ -35,7 +35,8 @@ _SIDES = ((0, 0), (1, 0), (0, 1))
 _BLOCK = 64
 _MAX_THREADS = 8
 """Each holds some 150 MB where there are 80,000 pictures."""
-_PAIRS = 256
+_TILE = 4096
+_PAIRS = 512
 _MAX_SHIFT_PX = 6.0
 _MAX_ZOOM = 1.18
 _GRAY_BINS = 24
@@ -65,56 +66,77 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
 
     Pictures with next to nothing in them are left out: they are the same only if their pixels are.
     """
-    second = a if b is None else b
+    first, second = _Hashes.of(a), _Hashes.of(a if b is None else b)
+    if not len(first.places) or not len(second.places):
+        return []
     best: dict[tuple[int, int], NearPair] = {}
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(first.places), _BLOCK)]
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
     with (
-        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
-        Progress(len(a), noun="compare images, image", quiet=quiet) as progress,
+        ThreadPoolExecutor(threads) as pool,
+        Progress(len(first.places), noun="compare images, image", quiet=quiet) as progress,
     ):
-        blocks = [range(start, min(start + _BLOCK, len(a))) for start in range(0, len(a), _BLOCK)]
-        for block, pairs in zip(
-            blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True
-        ):
+
+        def compare(block: slice) -> list[NearPair]:
+            pairs = []
+            for turn in range(len(TURNS)):
+                i, j = _candidates(first, second, block, turn)
+                if b is None:
+                    i, j = i[i < j], j[i < j]
+                pairs += _compare(a, a if b is None else b, i, j, turn)
+            return pairs
+
+        for block, pairs in zip(blocks, pool.map(compare, blocks), strict=True):
             for pair in pairs:
                 known = best.get((pair.a, pair.b))
                 if known is None or pair.agreement > known.agreement:
                     best[pair.a, pair.b] = pair
-            progress.advance({}, len(block))
+            progress.advance({}, len(first.places[block]))
     return [best[key] for key in sorted(best)]
 
 
-def _compare(a: np.ndarray, b: np.ndarray, rows: range, within: bool) -> list[NearPair]:
-    """Near-duplicates of some rows of ``a``."""
+@dataclass(frozen=True, slots=True)
+class _Hashes:
+    """The hashes of the pictures that are not flat, side by side in memory: thousands of millions are compared."""
+
+    places: np.ndarray
+    """(k,) in the set."""
+    bits: np.ndarray
+    """(2, turns, k)."""
+
+    @classmethod
+    def of(cls, records: np.ndarray) -> "_Hashes":
+        places = np.flatnonzero(~records["flat"])
+        return cls(places, np.ascontiguousarray(records["hashes"][places].transpose(1, 2, 0)))
+
+
+def _candidates(a: _Hashes, b: _Hashes, block: slice, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pairs whose hashes are close, the first of each within ``block``."""
+    rows, columns = [], []
+    for start in range(0, len(b.places), _TILE):
+        close = np.False_
+        for one, other in _SIDES:
+            left, right = a.bits[one, turn, block, None], b.bits[other, 0, None, start : start + _TILE]
+            close = close | (np.bitwise_count(left ^ right) <= MAX_BITS)
+        i, j = np.nonzero(close)
+        rows.append(a.places[block][i])
+        columns.append(b.places[start : start + _TILE][j])
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _compare(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
+    """Those of some pairs that are near-duplicates: a quick look at all, a long one at what is left."""
     found = []
-    for turn in range(len(TURNS)):
-        i, j = _candidates(a, b, rows, turn, within)
-        for start in range(0, len(i), _PAIRS):
-            chunk = slice(start, start + _PAIRS)
-            found += _confirm(a, b, i[chunk], j[chunk], turn)
+    for start in range(0, len(i), _PAIRS):
+        left, right = i[start : start + _PAIRS], j[start : start + _PAIRS]
+        details = [
+            (_TURN[turn](a["detail"][left, one]).astype(np.float32), b["detail"][right, other].astype(np.float32))
+            for one, other in _SIDES
+        ]
+        kept = np.max([np.einsum("nyx,nyx->n", *pair) for pair in details], axis=0) >= QUICK_AGREEMENT
+        if kept.any():
+            found += _confirm(a, b, left[kept], right[kept], turn)
     return found
-
-
-def _candidates(a: np.ndarray, b: np.ndarray, rows: range, turn: int, within: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Places in ``a`` and ``b`` of pairs whose hashes are close and whose coarse detail agrees."""
-    part = a[rows.start : rows.stop]
-    close = np.zeros((len(part), len(b)), bool)
-    for first, second in _SIDES:
-        bits = np.bitwise_count(part["hashes"][:, first, turn, None] ^ b["hashes"][None, :, second, 0])
-        close |= bits <= MAX_BITS
-    close &= ~part["flat"][:, None] & ~b["flat"][None, :]
-    i, j = np.nonzero(close)
-    i = i + rows.start
-    if within:
-        i, j = i[i < j], j[i < j]
-    agreement = np.zeros(len(i))
-    for first, second in _SIDES:
-        for start in range(0, len(i), 8192):
-            chunk = slice(start, start + 8192)
-            left = _TURN[turn](a["detail"][i[chunk], first]).astype(np.float32)
-            right = b["detail"][j[chunk], second].astype(np.float32)
-            agreement[chunk] = np.maximum(agreement[chunk], np.einsum("nyx,nyx->n", left, right))
-    kept = agreement >= QUICK_AGREEMENT
-    return i[kept], j[kept]
 
 
 def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
