@@ -36,7 +36,7 @@ _BLOCK = 64
 _MAX_THREADS = 8
 """Each holds some 150 MB where there are 80,000 pictures."""
 _TILE = 4096
-_PAIRS = 512
+_PAIRS = 256
 _MAX_SHIFT_PX = 6.0
 _MAX_ZOOM = 1.18
 _GRAY_BINS = 24
@@ -66,7 +66,7 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
 
     Pictures with next to nothing in them are left out: they are the same only if their pixels are.
     """
-    first, second = _Hashes.of(a), _Hashes.of(a if b is None else b)
+    first, second = _Likeness.of(a), _Likeness.of(a if b is None else b)
     if not len(first.places) or not len(second.places):
         return []
     best: dict[tuple[int, int], NearPair] = {}
@@ -80,10 +80,10 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
         def compare(block: slice) -> list[NearPair]:
             pairs = []
             for turn in range(len(TURNS)):
-                i, j = _candidates(first, second, block, turn)
-                if b is None:
-                    i, j = i[i < j], j[i < j]
-                pairs += _compare(a, a if b is None else b, i, j, turn)
+                i, j = _candidates(first, second, block, turn, once=b is None)
+                for start in range(0, len(i), _PAIRS):
+                    chunk = slice(start, start + _PAIRS)
+                    pairs += _confirm(a, a if b is None else b, i[chunk], j[chunk], turn)
             return pairs
 
         for block, pairs in zip(blocks, pool.map(compare, blocks), strict=True):
@@ -96,47 +96,45 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Hashes:
-    """The hashes of the pictures that are not flat, side by side in memory: thousands of millions are compared."""
+class _Likeness:
+    """What is compared of pictures that are not flat, side by side in memory: there may be a thousand million pairs."""
 
     places: np.ndarray
     """(k,) in the set."""
-    bits: np.ndarray
+    hashes: np.ndarray
     """(2, turns, k)."""
+    details: np.ndarray
+    """(2, k, DETAIL_PX, DETAIL_PX)."""
 
     @classmethod
-    def of(cls, records: np.ndarray) -> "_Hashes":
+    def of(cls, records: np.ndarray) -> "_Likeness":
         places = np.flatnonzero(~records["flat"])
-        return cls(places, np.ascontiguousarray(records["hashes"][places].transpose(1, 2, 0)))
+        hashes, details = records["hashes"][places], records["detail"][places]
+        contiguous = np.ascontiguousarray
+        return cls(places, contiguous(hashes.transpose(1, 2, 0)), contiguous(details.transpose(1, 0, 2, 3), np.float32))
 
 
-def _candidates(a: _Hashes, b: _Hashes, block: slice, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of pairs whose hashes are close, the first of each within ``block``."""
-    rows, columns = [], []
-    for start in range(0, len(b.places), _TILE):
-        close = np.False_
-        for one, other in _SIDES:
-            left, right = a.bits[one, turn, block, None], b.bits[other, 0, None, start : start + _TILE]
-            close = close | (np.bitwise_count(left ^ right) <= MAX_BITS)
-        i, j = np.nonzero(close)
-        rows.append(a.places[block][i])
-        columns.append(b.places[start : start + _TILE][j])
-    return np.concatenate(rows), np.concatenate(columns)
+def _candidates(
+    a: _Likeness, b: _Likeness, block: slice, turn: int, *, once: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pairs whose hashes are close and whose coarse detail agrees, the first of each within ``block``.
 
-
-def _compare(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
-    """Those of some pairs that are near-duplicates: a quick look at all, a long one at what is left."""
-    found = []
-    for start in range(0, len(i), _PAIRS):
-        left, right = i[start : start + _PAIRS], j[start : start + _PAIRS]
-        details = [
-            (_TURN[turn](a["detail"][left, one]).astype(np.float32), b["detail"][right, other].astype(np.float32))
-            for one, other in _SIDES
-        ]
-        kept = np.max([np.einsum("nyx,nyx->n", *pair) for pair in details], axis=0) >= QUICK_AGREEMENT
-        if kept.any():
-            found += _confirm(a, b, left[kept], right[kept], turn)
-    return found
+    ``once``: the sets are the same; only pairs in order.
+    """
+    found = [np.empty((0, 2), int)]
+    for one, other in _SIDES:
+        turned = _TURN[turn](a.details[one, block])
+        for start in range(0, len(b.places), _TILE):
+            left, right = a.hashes[one, turn, block, None], b.hashes[other, 0, None, start : start + _TILE]
+            i, j = np.nonzero(np.bitwise_count(left ^ right) <= MAX_BITS)
+            j = j + start
+            if once:
+                i, j = i[(ordered := block.start + i < j)], j[ordered]
+            agreement = np.einsum("nyx,nyx->n", turned[i], b.details[other, j])
+            kept = agreement >= QUICK_AGREEMENT
+            found.append(np.stack([a.places[block][i[kept]], b.places[j[kept]]], axis=1))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
