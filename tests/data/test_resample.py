@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrl.data.resample import Resampled, resample_distractors
@@ -24,6 +24,7 @@ ANSWERS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.integers(0, 99), st.booleans())
 def test_question_target_and_images_stay_and_options_are_right_answers_of_the_same_kind(answers, seed, drop):
     examples = [row(i, name, *OTHERS[: k - 1], kind=kind) for i, (name, k, kind) in enumerate(answers)]
@@ -40,6 +41,7 @@ def test_question_target_and_images_stay_and_options_are_right_answers_of_the_sa
         assert len(changed) == counts.balanced
 
 
+@settings(deadline=None)
 @given(ANSWERS, st.integers(0, 9), st.permutations("abcdefg"))
 def test_no_ranking_of_option_texts_beats_chance_on_balanced_questions(answers, seed, ranking):
     examples = [row(i, name, *OTHERS[: k - 1], kind=kind) for i, (name, k, kind) in enumerate(answers)]

@@ -58,10 +58,11 @@ def test_sets_that_share_nothing_are_fit(clean):
 
 def test_what_was_planted_is_found_and_nothing_else(clean, planted):
     found = audit(clean[:16], clean[16:] + planted)
-    assert found.overlap == {"images_exact": 1, "near_duplicates": 5, "patients": 1, "question_answer": 0}
+    assert found.overlap == {"images_exact": 1, "near_duplicates": 5, "patients": 1, "question_answer": 6}
     flags = {id: tuple(f for f in own if f != "blind_solvable") for id, own in found.flags().items()}
     assert {id: own for id, own in flags.items() if own} == {
-        "q100": ("images_exact",), **{f"q{n}": ("near_duplicates",) for n in range(101, 106)}, "q200": ("patients",)
+        "q100": ("images_exact", "question_answer"), "q200": ("patients",),
+        **{f"q{n}": ("near_duplicates", "question_answer") for n in range(101, 106)},
     }  # fmt: skip
     assert [match.exact for match in found.leaks.matches] == [True] + [False] * 5
     assert {match.train.name: match.test.stem for match in found.leaks.matches} == {

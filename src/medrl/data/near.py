@@ -35,6 +35,7 @@ _SIDES = ((0, 0), (1, 0), (0, 1))
 _BLOCK = 64
 _MAX_THREADS = 8
 """Each holds some 150 MB where there are 80,000 pictures."""
+_TILE = 4096
 _PAIRS = 256
 _MAX_SHIFT_PX = 6.0
 _MAX_ZOOM = 1.18
@@ -65,56 +66,75 @@ def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True)
 
     Pictures with next to nothing in them are left out: they are the same only if their pixels are.
     """
-    second = a if b is None else b
+    first, second = _Likeness.of(a), _Likeness.of(a if b is None else b)
+    if not len(first.places) or not len(second.places):
+        return []
     best: dict[tuple[int, int], NearPair] = {}
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(first.places), _BLOCK)]
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
     with (
-        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
-        Progress(len(a), noun="compare images, image", quiet=quiet) as progress,
+        ThreadPoolExecutor(threads) as pool,
+        Progress(len(first.places), noun="compare images, image", quiet=quiet) as progress,
     ):
-        blocks = [range(start, min(start + _BLOCK, len(a))) for start in range(0, len(a), _BLOCK)]
-        for block, pairs in zip(
-            blocks, pool.map(lambda rows: _compare(a, second, rows, b is None), blocks), strict=True
-        ):
+
+        def compare(block: slice) -> list[NearPair]:
+            pairs = []
+            for turn in range(len(TURNS)):
+                i, j = _candidates(first, second, block, turn, once=b is None)
+                for start in range(0, len(i), _PAIRS):
+                    chunk = slice(start, start + _PAIRS)
+                    pairs += _confirm(a, a if b is None else b, i[chunk], j[chunk], turn)
+            return pairs
+
+        for block, pairs in zip(blocks, pool.map(compare, blocks), strict=True):
             for pair in pairs:
                 known = best.get((pair.a, pair.b))
                 if known is None or pair.agreement > known.agreement:
                     best[pair.a, pair.b] = pair
-            progress.advance({}, len(block))
+            progress.advance({}, len(first.places[block]))
     return [best[key] for key in sorted(best)]
 
 
-def _compare(a: np.ndarray, b: np.ndarray, rows: range, within: bool) -> list[NearPair]:
-    """Near-duplicates of some rows of ``a``."""
-    found = []
-    for turn in range(len(TURNS)):
-        i, j = _candidates(a, b, rows, turn, within)
-        for start in range(0, len(i), _PAIRS):
-            chunk = slice(start, start + _PAIRS)
-            found += _confirm(a, b, i[chunk], j[chunk], turn)
-    return found
+@dataclass(frozen=True, slots=True)
+class _Likeness:
+    """What is compared of pictures that are not flat, side by side in memory: there may be a thousand million pairs."""
+
+    places: np.ndarray
+    """(k,) in the set."""
+    hashes: np.ndarray
+    """(2, turns, k)."""
+    details: np.ndarray
+    """(2, k, DETAIL_PX, DETAIL_PX)."""
+
+    @classmethod
+    def of(cls, records: np.ndarray) -> "_Likeness":
+        places = np.flatnonzero(~records["flat"])
+        hashes, details = records["hashes"][places], records["detail"][places]
+        contiguous = np.ascontiguousarray
+        return cls(places, contiguous(hashes.transpose(1, 2, 0)), contiguous(details.transpose(1, 0, 2, 3), np.float32))
 
 
-def _candidates(a: np.ndarray, b: np.ndarray, rows: range, turn: int, within: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Places in ``a`` and ``b`` of pairs whose hashes are close and whose coarse detail agrees."""
-    part = a[rows.start : rows.stop]
-    close = np.zeros((len(part), len(b)), bool)
-    for first, second in _SIDES:
-        bits = np.bitwise_count(part["hashes"][:, first, turn, None] ^ b["hashes"][None, :, second, 0])
-        close |= bits <= MAX_BITS
-    close &= ~part["flat"][:, None] & ~b["flat"][None, :]
-    i, j = np.nonzero(close)
-    i = i + rows.start
-    if within:
-        i, j = i[i < j], j[i < j]
-    agreement = np.zeros(len(i))
-    for first, second in _SIDES:
-        for start in range(0, len(i), 8192):
-            chunk = slice(start, start + 8192)
-            left = _TURN[turn](a["detail"][i[chunk], first]).astype(np.float32)
-            right = b["detail"][j[chunk], second].astype(np.float32)
-            agreement[chunk] = np.maximum(agreement[chunk], np.einsum("nyx,nyx->n", left, right))
-    kept = agreement >= QUICK_AGREEMENT
-    return i[kept], j[kept]
+def _candidates(
+    a: _Likeness, b: _Likeness, block: slice, turn: int, *, once: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pairs whose hashes are close and whose coarse detail agrees, the first of each within ``block``.
+
+    ``once``: the sets are the same; only pairs in order.
+    """
+    found = [np.empty((0, 2), int)]
+    for one, other in _SIDES:
+        turned = _TURN[turn](a.details[one, block])
+        for start in range(0, len(b.places), _TILE):
+            left, right = a.hashes[one, turn, block, None], b.hashes[other, 0, None, start : start + _TILE]
+            i, j = np.nonzero(np.bitwise_count(left ^ right) <= MAX_BITS)
+            j = j + start
+            if once:
+                i, j = i[(ordered := block.start + i < j)], j[ordered]
+            agreement = np.einsum("nyx,nyx->n", turned[i], b.details[other, j])
+            kept = agreement >= QUICK_AGREEMENT
+            found.append(np.stack([a.places[block][i[kept]], b.places[j[kept]]], axis=1))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
