@@ -169,7 +169,7 @@ def test_the_reference_moves_part_of_the_way_every_so_many_steps(make_policy):
     assert all(torch.equal(a, b) for a, b in zip(policy.reference.model.parameters(), before, strict=True))
     method.finish(1)
     for now, then in zip(policy.reference.model.parameters(), before, strict=True):
-        torch.testing.assert_close(now, then + 0.25, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(now, then + 0.25, rtol=1e-12, atol=1e-12)
     mix_into(policy.reference, policy, 1.0)
     pairs = zip(policy.reference.model.parameters(), policy.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -159,8 +159,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         title="KL to the reference",
-        meaning="nats per token",
-        figure=lambda h: h.mean("kl"), alarm="above", limit=0.5, badness=_value("kl"), share=False,
+        meaning="nats per token; left out where no reference was loaded",
+        figure=lambda h: h.mean("kl") or None, alarm="above", limit=0.5, badness=_value("kl"), share=False,
     ),
     Rule(
         title="Sampler against training pass",

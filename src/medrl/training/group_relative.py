@@ -193,7 +193,8 @@ def mix_into(reference: Policy, policy: Policy, mix: float) -> None:
     """reference = mix * policy + (1 - mix) * reference, weight by weight. Source: TR-DPO, arXiv 2404.09656, eq. 3."""
     weights = dict(policy.model.named_parameters())
     for name, weight in reference.model.named_parameters():
-        weight.copy_(torch.lerp(weight.float(), weights[name].float(), mix) if mix < 1 else weights[name])
+        wide = torch.promote_types(weight.dtype, torch.float32)  # a small step is lost in the 8 bits of a bfloat16
+        weight.copy_(torch.lerp(weight.to(wide), weights[name].to(wide), mix) if mix < 1 else weights[name])
 
 
 def _teaches(group: Group) -> bool:
