@@ -42,7 +42,8 @@ LEAVES = {
 WITHOUT_TORCH = (
     "types", "errors", "settings", "runs", "rewards", "data.prompts", "data.store", "data.splits", "data.split_store",
     "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals", "evaluation.blind",
-    "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance", "data.leaks", "data.near",
+    "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance", "data.leaks",
+    "data.near",
     "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page",
 )  # fmt: skip
 
