@@ -34,6 +34,14 @@ def test_a_sampler_resumed_from_its_position_goes_on_as_if_it_had_not_stopped(n,
     assert whole.position == sum(sizes)
 
 
+@given(SIZES, st.integers(0, 99), st.integers(1, 10), st.integers(0, 60))
+def test_a_peek_is_the_draw_after_next_and_draws_nothing(n, seed, k, position):
+    sampler = Sampler(n, seed, position, ranks=list(range(n)))
+    now, later = sampler.peek(k), sampler.peek(k, skip=k)
+    assert sampler.position == position
+    assert [sampler.next(k), sampler.next(k)] == [now, later]
+
+
 @given(st.data(), SIZES, st.integers(0, 99))
 def test_one_draw_never_repeats_an_example_unless_it_must(data, n, seed):
     sampler = Sampler(n, seed, data.draw(st.integers(0, 3 * n)))

@@ -9,6 +9,7 @@ import torch
 from medrl.data.prompts import make_prompt
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO, domain_scales
+from medrl.policy.lora import Lora
 from medrl.policy.naive import naive_logprobs
 from medrl.rollout.sampling import Sampling
 from medrl.sft import RFT, SFT
@@ -313,3 +314,10 @@ def test_bounds_that_leave_nothing_say_what_there_is(examples):
         arrange(examples[:4], RATES, Curriculum(use="filter", lowest=0.6, highest=0.9))
     with pytest.raises(SettingsError, match="swap them"):
         Curriculum(lowest=0.9, highest=0.1)
+
+
+def test_a_reference_that_is_the_model_without_its_adapters_cannot_move(make_policy):
+    policy = make_policy()
+    policy.add_lora(Lora(rank=2))
+    with pytest.raises(SettingsError, match=r"policy\.lora .*set sync_reference_every to 0"):
+        make_method(policy, GRPO(kl_coef=0.1, sync_reference_every=2), ask, None, Sampling(), 0, 2)  # type: ignore[arg-type]

@@ -196,4 +196,4 @@ def _digest_file(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise ImageError(f"image {path}: it cannot be read ({error.strerror}); import the data again") from error
+        raise ImageError(path, f"it cannot be read ({error.strerror})", "import the data again") from error

@@ -219,7 +219,7 @@ class _Totals:
         self.scored_tokens += int(lengths.sum())
         means = (entropy / lengths).tolist()
         kls = [None] * len(means) if terms.kl_per_token is None else (terms.kl_per_token.sum(1) / lengths).tolist()
-        self.logprobs += [row[:n] for row, n in zip(scored.logprobs.detach(), lengths.tolist(), strict=True)]
+        self.logprobs += [row[: int(n)] for row, n in zip(scored.logprobs.detach(), lengths.tolist(), strict=True)]
         logprobs, row = scored.logprobs.detach().cpu(), 0
         for group in micro_batch.groups:
             rows = range(row, row + len(group.completions))
