@@ -129,9 +129,11 @@ def local_detail(ranks: np.ndarray, sigma_px: float) -> np.ndarray:
 
 
 def shrink(values: np.ndarray, side: int) -> np.ndarray:
-    """(..., H, W) -> (..., side, side) by means of whole blocks."""
-    *head, height, width = values.shape
-    return values.reshape(*head, side, height // side, side, width // side).mean(axis=(-3, -1))
+    """(..., H, H) -> (..., side, side) by means of whole blocks; H is ``side`` times a power of two."""
+    while values.shape[-1] > side:
+        rows = values[..., ::2, :] + values[..., 1::2, :]
+        values = (rows[..., ::2] + rows[..., 1::2]) / 4
+    return values
 
 
 def unit(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ levels lies between them has been undone. Neighboring slices can agree that well
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from medrl.progress import Progress
 MAX_BITS = 14
 """Of 64: hashes that differ in more are no candidates."""
 QUICK_AGREEMENT = 0.68
-COARSE_AGREEMENT = 0.78
+COARSE_AGREEMENT = 0.76
 AGREEMENT = 0.78
 """Correlation of fine structure from which two pictures are one; see LOG.md for how it was chosen."""
 
@@ -138,13 +138,18 @@ def _candidates(
 
 
 def _confirm(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, turn: int) -> list[NearPair]:
-    moving = np.stack([equalize(thumb) for thumb in _TURN[turn](a["thumb"][i])])
-    fixed = np.stack([equalize(thumb) for thumb in b["thumb"][j]])
+    moving = _TURN[turn](_equalized(a["thumb"], i))
     return [
         NearPair(int(i[place]), int(j[place]), float(agreement), turn)
-        for place, agreement in enumerate(agreements(moving, fixed))
+        for place, agreement in enumerate(agreements(moving, _equalized(b["thumb"], j)))
         if agreement >= AGREEMENT
     ]
+
+
+def _equalized(thumbs: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(N, SIDE_PX, SIDE_PX), each picture's ranks computed once."""
+    used, again = np.unique(places, return_inverse=True)
+    return np.stack([equalize(thumbs[place]) for place in used])[again]
 
 
 def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
@@ -154,31 +159,29 @@ def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     have that disagreement for an answer: most candidates are strangers, and this is a quarter of the work.
     """
     shift, zoom = np.zeros((len(moving), 2)), np.ones((len(moving), 2))
-    shift, zoom = _register(moving, fixed, shift, zoom, side=SIDE_PX // 2, steps=6)
-    found = np.array(
-        [_correlation(local_detail(one, 1.5), local_detail(other, 1.5))
-         for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX // 2)]
-    )  # fmt: skip
+    shift, zoom = _register(moving, fixed, shift, zoom, side=SIDE_PX // 2, steps=5)
+    laid, over_x, over_y = _lay(shrink(moving, SIDE_PX // 2), shift, zoom)
+    known = over_y[:, :, None] & over_x[:, None, :]
+    one, other = (local_detail(grid, 1.5) * known for grid in (laid, shrink(fixed, SIDE_PX // 2)))
+    lengths = np.sqrt((one * one).sum((1, 2)) * (other * other).sum((1, 2)))
+    found = (one * other).sum((1, 2)) / np.maximum(lengths, 1e-9)
     kept = np.flatnonzero(found >= COARSE_AGREEMENT)
     if len(kept):
         moving, fixed = moving[kept], fixed[kept]
         shift, zoom = _register(moving, fixed, shift[kept], zoom[kept], side=SIDE_PX, steps=5)
-        found[kept] = [
-            max(_detail_correlation(one, other), _detail_correlation(other, one))
-            for one, other in _overlaps(moving, fixed, shift, zoom, SIDE_PX)
-        ]
+        laid, over_x, over_y = _lay(moving, shift, zoom)
+        for place, mine, theirs, x, y in zip(kept, laid, fixed, over_x, over_y, strict=True):
+            mine, theirs = mine[y][:, x], theirs[y][:, x]  # only what both show
+            found[place] = max(_detail_correlation(mine, theirs), _detail_correlation(theirs, mine))
     return found
 
 
-def _overlaps(
-    moving: np.ndarray, fixed: np.ndarray, shift: np.ndarray, zoom: np.ndarray, side: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pair by pair the part that both show, laid over each other."""
+def _lay(moving: np.ndarray, shift: np.ndarray, zoom: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, side, side) pictures shifted (thumb pixels) and zoomed; the columns (N, side) and rows (N, side) they reach."""
+    side = moving.shape[-1]
     over_x, _, inside_x = _sampling(shift[:, 0] * side / SIDE_PX, zoom[:, 0], side)
     over_y, _, inside_y = _sampling(shift[:, 1] * side / SIDE_PX, zoom[:, 1], side)
-    laid = over_y @ shrink(moving, side) @ over_x.transpose(0, 2, 1)
-    for one, other, x, y in zip(laid, shrink(fixed, side), inside_x, inside_y, strict=True):
-        yield one[y][:, x], other[y][:, x]
+    return over_y @ moving @ over_x.transpose(0, 2, 1), inside_x, inside_y
 
 
 def _detail_correlation(source: np.ndarray, target: np.ndarray) -> float:
@@ -190,10 +193,7 @@ def _detail_correlation(source: np.ndarray, target: np.ndarray) -> float:
     counts = np.bincount(levels.ravel(), minlength=_GRAY_BINS)
     sums = np.bincount(levels.ravel(), target.ravel(), minlength=_GRAY_BINS)
     mapped = (sums / np.maximum(counts, 1))[levels]
-    return _correlation(local_detail(mapped, 2.0), local_detail(target, 2.0))
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = local_detail(mapped, 2.0), local_detail(target, 2.0)
     return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
 
 
