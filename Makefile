@@ -5,7 +5,7 @@ BIN := .venv/bin
 # CI sets CONSTRAINTS=constraints.txt: the exact versions that the suite last passed with.
 CONSTRAINTS ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test slow check bench clean
 
 .venv/ready: pyproject.toml
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -18,7 +18,11 @@ demo: .venv/ready
 	$(BIN)/medrl demo --out runs/demo --seed $(SEED)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# what takes minutes: ten thousand damaged files
+slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-GRPO_HAS = "it has clip_high, clip_low, group_size, kl_coef, reduction, updates_per_rollout"
+GRPO_HAS = "it has " + ", ".join(sorted(GRPO.model_fields))
 
 
 def test_a_recipe_with_overrides_becomes_settings(tmp_path):
@@ -115,7 +115,7 @@ def test_all_problems_are_told_at_once():
         ("betas=[0.9]", "betas is the list [0.9], but it needs 2 values or more"),
         ("betas=[0.9, x]", "betas.1 is the text 'x', but it must be a number"),
         ("grpo=5", f"grpo is 5, but it must be {GRPO_HAS.replace('it has', 'a section with')}"),
-        ("grpo.reduction=mean", "grpo: reduction is the text 'mean', but it must be 'sequence' or 'token'"),
+        ("grpo.reduction=mean", "grpo: reduction is the text 'mean', but it must be 'sequence', 'token' or 'constant'"),
     ],
 )
 def test_a_wrong_value_says_what_was_given_and_what_would_do(override, expected):

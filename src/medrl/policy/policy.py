@@ -282,7 +282,7 @@ class Policy:
 
     def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
-        processor = self.processor if processor is None else processor
+        processor: Any = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         turn = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
