@@ -177,7 +177,7 @@ def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 
 
 def _lay(moving: np.ndarray, shift: np.ndarray, zoom: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, side, side) pictures shifted (thumb pixels) and zoomed; the columns (N, side) and rows (N, side) they reach."""
+    """(N, side, side) pictures shifted (thumb pixels) and zoomed; columns and rows (N, side) that they reach."""
     side = moving.shape[-1]
     over_x, _, inside_x = _sampling(shift[:, 0] * side / SIDE_PX, zoom[:, 0], side)
     over_y, _, inside_y = _sampling(shift[:, 1] * side / SIDE_PX, zoom[:, 1], side)

@@ -282,12 +282,12 @@ class Policy:
 
     def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
-        processor: Any = processor or self.processor
+        chosen: Any = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turn = processor.apply_chat_template(
+        turn = chosen.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = processor(text=[turn], images=list(images) or None, return_tensors="pt")
+        inputs = chosen(text=[turn], images=list(images) or None, return_tensors="pt")
         token_ids = inputs["input_ids"][0]
         grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return EncodedPrompt(
