@@ -280,9 +280,9 @@ class Policy:
                 f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
             )
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
+    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
-        processor = self.processor if processor is None else processor
+        processor = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         turn = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
