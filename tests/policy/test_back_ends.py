@@ -97,7 +97,7 @@ def test_only_dense_makes_what_grows_with_the_square_of_a_group(name, grows):
 
 
 def test_auto_takes_the_fastest_that_works_and_says_which(caplog):
-    with caplog.at_level("INFO", logger="medrl"):
+    with caplog.at_level("DEBUG", logger="medrl"):
         assert choose_back_end("auto", torch.empty(1), 64) == "varlen"
     assert "packed attention: varlen (chosen by auto" in caplog.text
     # Where no kernel of ours exists, the plain one is left.

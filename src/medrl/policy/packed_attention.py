@@ -123,7 +123,8 @@ def choose_back_end(wanted: str, head: Tensor, head_width: int) -> str:
     if wanted == "auto":
         order = PREFERENCE.get(head.device.type, ("dense",))
         chosen = next(name for name in (*order, "dense") if name in able)
-        log.info("packed attention: %s (chosen by auto for %s on %s)", chosen, head.dtype, head.device)
+        level = logging.INFO if len(order) > 1 else logging.DEBUG  # a choice among one is no news
+        log.log(level, "packed attention: %s (chosen by auto for %s on %s)", chosen, head.dtype, head.device)
         return chosen
     if wanted not in BACK_ENDS:
         raise PolicyError(f"there is no attention back end {wanted!r}: choose auto, {', '.join(BACK_ENDS)}")

@@ -280,14 +280,14 @@ class Policy:
                 f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
             )
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any | None = None) -> EncodedPrompt:
+    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any = None) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
-        chosen: Any = processor or self.processor
+        processor = processor or self.processor
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turn = chosen.apply_chat_template(
+        turn = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = chosen(text=[turn], images=list(images) or None, return_tensors="pt")
+        inputs = processor(text=[turn], images=list(images) or None, return_tensors="pt")
         token_ids = inputs["input_ids"][0]
         grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
         return EncodedPrompt(
