@@ -19,7 +19,7 @@ from medrl.progress import Progress
 
 MAX_BITS = 14
 """Of 64: hashes that differ in more are no candidates."""
-QUICK_AGREEMENT = 0.68
+QUICK_AGREEMENT = 0.70
 COARSE_AGREEMENT = 0.76
 AGREEMENT = 0.78
 """Correlation of fine structure from which two pictures are one; see LOG.md for how it was chosen."""
@@ -177,7 +177,7 @@ def agreements(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 
 
 def _lay(moving: np.ndarray, shift: np.ndarray, zoom: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, side, side) pictures shifted (thumb pixels) and zoomed; the columns (N, side) and rows (N, side) they reach."""
+    """(N, side, side) pictures shifted (thumb pixels) and zoomed; columns and rows (N, side) that they reach."""
     side = moving.shape[-1]
     over_x, _, inside_x = _sampling(shift[:, 0] * side / SIDE_PX, zoom[:, 0], side)
     over_y, _, inside_y = _sampling(shift[:, 1] * side / SIDE_PX, zoom[:, 1], side)
