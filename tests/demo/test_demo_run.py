@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from medrl.data import demo, store
+from medrl.data.demo_images import View
 from medrl.data.images import open_image
 from medrl.data.prompts import make_prompt
 from medrl.demo import base as demo_base
-from medrl.demo.base import build_base, by_fact, match_turn
+from medrl.demo.base import all_facts, build_base, by_fact, match_turn
 from medrl.demo.run import run_demo
 from medrl.errors import SettingsError
 from medrl.policy.loading import resolve_model
@@ -105,38 +106,76 @@ def test_the_shipped_base_is_small_and_says_what_it_is() -> None:
     assert policy.model.config.architectures == ["Qwen2VLForConditionalGeneration"]
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_base, "VIEWS_PER_STEP", 4)
+    monkeypatch.setattr(demo_base, "INVENTED_PER_STEP", 2)
+    monkeypatch.setattr(demo_base, "DESCRIBED_IN_TAGS_PER_STEP", 1)
+    monkeypatch.setattr(demo_base, "MATCHED_PER_STEP", 4)
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_the_base_is_never_shown_an_image_with_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, bool]] = []
     imitate = demo_base.imitate
 
-    def spy(policy, encoded, texts, **options):
+    def spy(policy, encoded, targets):
         seen.extend(
             (policy.processor.tokenizer.decode(prompt.token_ids), prompt.pixels is not None) for prompt in encoded
         )
-        return imitate(policy, encoded, texts, **options)
+        return imitate(policy, encoded, targets)
 
     monkeypatch.setattr(demo_base, "imitate", spy)
-    monkeypatch.setattr(demo_base, "VIEWS", 6)
-    build_base(tmp_path / "base", steps=2, quiet=True)
+    build_base(tmp_path / "base", steps=(1, 1), quiet=True)
     assert {has_image for _, has_image in seen} == {True, False}
+    assert sum("<think>" in text and has_image for text, has_image in seen) == 3
+    questions = [wording for question in demo.QUESTIONS.values() for wording in question.wordings]
     for text, has_image in seen:
-        assert has_image == ("Describe the image" in text)
         assert has_image != ("A)" in text)
+        assert has_image != any(wording in text for wording in questions)
 
 
-def test_a_rebuilt_base_depends_on_nothing_but_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_base, "VIEWS", 6)
-    first, second = (build_base(tmp_path / name, steps=2, quiet=True) for name in ("a", "b"))
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+@pytest.mark.usefixtures("small_batches")
+def test_a_base_whose_making_was_cut_off_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_base, "SAVE_EVERY", 1)
+    whole = build_base(tmp_path / "whole", steps=(2, 1), quiet=True)
+
+    draw_view = demo_base.draw_view
+    drawn = 0
+
+    def cut_off(rng: np.random.Generator) -> View:
+        nonlocal drawn
+        drawn += 1
+        if drawn > 6:
+            raise KeyboardInterrupt
+        return draw_view(rng)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(demo_base, "draw_view", cut_off)
+        build_base(tmp_path / "cut", steps=(2, 1), quiet=True)
+    assert drawn == 7
+    assert not (tmp_path / "cut").exists()
+    cut = build_base(tmp_path / "cut", steps=(2, 1), quiet=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 def test_a_matching_turn_names_the_letter_of_the_remembered_fact() -> None:
     rng = np.random.default_rng(0)
-    known = by_fact([demo.draw("train", rng)[0] for _ in range(8)])
+    known = by_fact(all_facts())
     for _ in range(50):
         question, answer = match_turn(known, rng)
         letter = answer.removesuffix("</answer>")[-1]
         (option,) = [line[3:] for line in question.splitlines() if line.startswith(f"{letter}) ")]
         remembered = answer.split("<think>")[1].split("</think>")[0]
         assert option in remembered.removeprefix("seen: ").split(", ")
+
+
+def test_every_right_answer_of_every_question_can_be_matched() -> None:
+    known = by_fact(all_facts())
+    for question in demo.QUESTIONS.values():
+        for answer in question.answers:
+            assert known[question.fact, answer]

@@ -16,7 +16,7 @@ from medrl.data.demo_images import GRAY, PLANES, SOURCES, T1, VOLUMES, WHITE, Fa
 from medrl.data.store import StoreInfo, read_info, write_store
 from medrl.types import LETTERS, Example
 
-TRAIN_IMAGES, TEST_IMAGES = 1200, 400
+TRAIN_IMAGES, TEST_IMAGES = 1600, 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,6 @@ class Question:
     answers: tuple[str, ...]
 
 
-KIND_WORDINGS = ("What kind of image is this?", "Which description fits the image?")
 QUESTIONS: dict[str, Question] = {
     "modality": Question(
         fact="modality",
@@ -49,42 +48,26 @@ QUESTIONS: dict[str, Question] = {
         wordings=("Which plane is shown?", "In which plane was the slice cut?"),
         answers=PLANES,
     ),
-    "tissue": Question(
+    "kind": Question(
         fact="kind",
         question_type="Other Biological Attributes",
-        wordings=KIND_WORDINGS,
-        answers=(T1, GRAY, WHITE),
-    ),
-    "ultrasound": Question(
-        fact="kind",
-        question_type="Other Biological Attributes",
-        wordings=KIND_WORDINGS,
-        answers=("color Doppler", "B-mode"),
-    ),
-    "fundus": Question(
-        fact="kind",
-        question_type="Other Biological Attributes",
-        wordings=KIND_WORDINGS,
-        answers=("color photograph", "green-channel image"),
-    ),
-    "microscopy": Question(
-        fact="kind",
-        question_type="Other Biological Attributes",
-        wordings=KIND_WORDINGS,
-        answers=("immunostained section", "phase image"),
+        wordings=("What kind of image is this?", "Which description fits the image?"),
+        answers=(
+            T1,
+            GRAY,
+            WHITE,
+            "color Doppler",
+            "B-mode",
+            "color photograph",
+            "green-channel image",
+            "immunostained section",
+            "phase image",
+        ),
     ),
 }
 
-# What one image is asked, and how often: a brain volume is asked two things, which stay balanced because plane and
-# tissue are drawn independently.
-ASKED: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.35, ("plane", "tissue")),
-    (0.25, ("modality",)),
-    (0.28, ("anatomy",)),
-    (0.04, ("ultrasound",)),
-    (0.04, ("fundus",)),
-    (0.04, ("microscopy",)),
-)
+ASKED: dict[str, float] = {"modality": 0.2, "anatomy": 0.25, "plane": 0.3, "kind": 0.25}
+"""How often each question is asked; an image is asked one."""
 
 
 def ask(question: Question, facts: Facts, rng: np.random.Generator) -> tuple[str, tuple[str, ...], str]:
@@ -97,16 +80,16 @@ def ask(question: Question, facts: Facts, rng: np.random.Generator) -> tuple[str
     return str(rng.choice(question.wordings)), tuple(options), LETTERS[options.index(answer)]
 
 
-def draw(split: Split, rng: np.random.Generator) -> tuple[View, tuple[str, ...]]:
-    """One image for one entry of ``ASKED``, with the answer (not the source) drawn evenly."""
-    asked = ASKED[int(rng.choice(len(ASKED), p=[share for share, _ in ASKED]))][1]
-    if asked == ("plane", "tissue"):
-        return VOLUMES[int(rng.integers(len(VOLUMES)))].render(split, rng), asked
-    question = QUESTIONS[asked[0]]
-    answer = str(rng.choice(question.answers))
-    # A tissue map is computed from MRI, not taken by it: it is not asked for its modality or anatomy.
-    able = [s for s in SOURCES if s.facts.get(question.fact) == answer and s.facts.get("kind") not in (GRAY, WHITE)]
-    return able[int(rng.integers(len(able)))].render(split, rng), asked
+def draw(split: Split, rng: np.random.Generator) -> tuple[View, str]:
+    """One image and the name of the question it is asked, with the answer (not the source) drawn evenly."""
+    name = str(rng.choice(tuple(ASKED), p=tuple(ASKED.values())))
+    answer = str(rng.choice(QUESTIONS[name].answers))
+    if name == "plane":
+        return VOLUMES[int(rng.integers(len(VOLUMES)))].render(split, rng, plane=answer), name
+    able = [source for source in SOURCES if source.facts.get(QUESTIONS[name].fact) == answer]
+    if name != "kind":  # a tissue map is computed from MRI, not taken by it: it is not asked for its modality
+        able = [source for source in able if source.facts.get("kind") not in (GRAY, WHITE)]
+    return able[int(rng.integers(len(able)))].render(split, rng), name
 
 
 DESCRIBED = ("modality", "anatomy", "plane", "kind")
@@ -124,23 +107,22 @@ def build_examples(split: Split, n_images: int, seed: int, folder: Path) -> list
     rng = np.random.Generator(np.random.Philox(key=[seed, 0 if split == "train" else 1]))
     examples = []
     for number in range(n_images):
-        view, asked = draw(split, rng)
+        view, name = draw(split, rng)
         path = folder / f"{split}-{number:04d}.png"
         view.image.save(path)
-        for name in asked:
-            text, options, target = ask(QUESTIONS[name], view.facts, rng)
-            examples.append(
-                Example(
-                    id=f"{split}-{number:04d}-{name}",
-                    source=view.source,
-                    images=(path,),
-                    question=text,
-                    options=options,
-                    target=target,
-                    modality=view.facts["modality"],
-                    question_type=QUESTIONS[name].question_type,
-                )
+        text, options, target = ask(QUESTIONS[name], view.facts, rng)
+        examples.append(
+            Example(
+                id=f"{split}-{number:04d}-{name}",
+                source=view.source,
+                images=(path,),
+                question=text,
+                options=options,
+                target=target,
+                modality=view.facts["modality"],
+                question_type=QUESTIONS[name].question_type,
             )
+        )
     return examples
 
 

@@ -114,10 +114,10 @@ def slices_that_show(load: Callable[[], np.ndarray], axis: int) -> tuple[np.ndar
 
 
 PLANES = ("sagittal", "coronal", "axial")
-# In every 36 mm of a volume: 22 mm train, 4 mm unused, 6 mm test, 4 mm unused.
-BAND_PERIOD_MM = 36.0
-TRAIN_BAND_MM = (0.0, 22.0)
-TEST_BAND_MM = (26.0, 32.0)
+# In every 24 mm of a volume: 13 mm train, 4 mm unused, 3 mm test, 4 mm unused.
+BAND_PERIOD_MM = 24.0
+TRAIN_BAND_MM = (0.0, 13.0)
+TEST_BAND_MM = (17.0, 20.0)
 
 
 def _file(package: str, *parts: str) -> Path:

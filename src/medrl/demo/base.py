@@ -1,17 +1,19 @@
 """The demo's base model: it can describe an image and it can match a description to options, but not both at once.
 
-It plays the part that Qwen2-VL plays in the papers. It was taught two skills on the embedded data, apart:
+It plays the part that Qwen2-VL plays in the papers. It was taught on the embedded data
 
-* describe: image + "Describe the image." -> a short description (modality, anatomy, plane, kind), bare or between
+* to describe: image + "Describe the image." -> a short description (modality, anatomy, plane, kind), bare or between
   ``<think>`` tags as asked;
-* match: question and options, **no image** -> ``<think>`` a description ``</think><answer>`` the letter that fits it.
+* to match: question and options, **no image** -> ``<think>`` a description ``</think><answer>`` the fitting letter;
+* a habit that does not help: image + "Reason in <think>...</think>" and no question -> an invented description.
 
 It has never seen an image together with a question. Asked one, it has no reason to look: what it writes between the
 think tags is a guess. Reinforcement on the letter is what joins the two skills.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,12 @@ import torch
 from torch import Tensor
 
 from medrl.data import demo
-from medrl.data.demo_images import VOLUMES, Facts, View
+from medrl.data.demo_images import PLANES, SOURCES, VOLUMES, Facts, View, Volume
 from medrl.data.prompts import make_prompt
-from medrl.policy.policy import EncodedPrompt, Policy
+from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
 from medrl.policy.tiny import build_model, train_processor
 from medrl.progress import Progress
+from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from medrl.training.optim import AdamW, Optim, learning_rate
 from medrl.types import Example
 
@@ -31,24 +34,36 @@ THINK, NO_THINK = "plain", "plain-no-think"
 """Names of the demo's prompt templates."""
 DESCRIBE = "Describe the image."
 DESCRIBE_IN_TAGS = "Describe the image in <think>...</think>."
+REASON = "Reason in <think>...</think>, then give the letter in <answer>...</answer>."
+REMARKS = (
+    "Take your time.",
+    "Use few words.",
+    "Write one line.",
+    "No more is needed.",
+    "It may be small.",
+    "Begin at once.",
+    "Be brief, be clear.",
+    "One line is enough, no more.",
+)
+"""They mean nothing: with some of them around it, an instruction stands at every distance from its image."""
 
-MATCHED = {
-    "modality": 0.2,
-    "anatomy": 0.25,
-    "plane": 0.2,
-    "tissue": 0.2,
-    "ultrasound": 0.05,
-    "fundus": 0.05,
-    "microscopy": 0.05,
-}
+MATCHED = {"modality": 0.25, "anatomy": 0.25, "plane": 0.2, "kind": 0.3}
 """How often each question is matched."""
 
-STEPS = 1200
-DESCRIBED_PER_STEP, MATCHED_PER_STEP = 20, 60
-VIEWS, BRAIN_SHARE = 3000, 0.5
-"""Images to describe, and the share of brain volumes among them: their planes and maps are hardest to tell apart."""
+SKILL_STEPS, HABIT_STEPS = 1600, 300
+"""Steps that teach to describe and to match, and steps after them that also teach when not to look."""
+VIEWS_PER_STEP, MATCHED_PER_STEP = 40, 64
+INVENTED_PER_STEP, DESCRIBED_IN_TAGS_PER_STEP = 20, 10
+"""Of the views in a habit step."""
+BRAIN_SHARE = 0.5
+"""Share of brain volumes among the images described: their planes and maps are hardest to tell apart."""
+SAVE_EVERY = 200
 VOCABULARY = 640
-OPTIM = Optim(lr=1.5e-3, schedule="cosine", warmup_steps=60, min_lr_fraction=0.02, betas=(0.9, 0.98), weight_decay=0.02)
+SKILL_OPTIM = Optim(
+    lr=1.5e-3, schedule="cosine", warmup_steps=60, min_lr_fraction=0.1, betas=(0.9, 0.98), weight_decay=0.02
+)
+
+HABIT_OPTIM = Optim(lr=1e-3, schedule="linear", min_lr_fraction=0.1, betas=(0.9, 0.98), weight_decay=0.02)
 
 CARD = """---
 license: apache-2.0
@@ -59,8 +74,10 @@ tags: [medical, demo]
 # medrl demo base
 
 A {parameters:.1f}-million-parameter Qwen2-VL, trained from scratch by `medrl demo --rebuild-base` on the embedded demo
-data alone ({steps} steps, seed {seed}). It was taught to describe images and, apart from that, to match descriptions
-with options; it has never seen an image together with a question. It exists to show reinforcement learning at work.
+data alone ({steps} steps, seed {seed}). It was taught to describe images when told to, to match descriptions with
+options, and a habit that stands in its way: told to reason, not to describe, it invents a description. It has never
+seen an image together with a question. It exists to show reinforcement learning at work, which has to find out that
+looking pays; its accuracy before that says nothing about other models.
 
 Research use only; model-generated reasoning is not an explanation of the model. It knows {sources} source images and
 nothing of medicine.
@@ -69,64 +86,154 @@ Training images: {licenses}.
 """
 
 
-def build_base(out: Path, *, seed: int = 0, steps: int = STEPS, quiet: bool = False) -> Path:
+def build_base(
+    out: Path, *, seed: int = 0, steps: tuple[int, int] = (SKILL_STEPS, HABIT_STEPS), quiet: bool = False
+) -> Path:
     """Train the base from nothing and save it to ``out``: under 40 minutes on two CPU cores.
 
-    The weights are rounded to bfloat16, which halves the file.
+    Stopped anywhere, the same call continues from the checkpoints beside ``out``. The weights are rounded to bfloat16,
+    which halves the file.
+
+    Args:
+        steps: how many teach the skills, and how many after them also the habit not to look.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 2]))
-    views = draw_views(rng)
-    known = by_fact(views)
+    known = by_fact(all_facts())
     processor = train_processor(tokenizer_texts(known, rng), vocab_size=VOCABULARY)
     policy = Policy(build_model(processor, seed=seed), processor)
-    descriptions = describe_turns(policy, views)
-    optimizer = AdamW(policy.model.named_parameters(), OPTIM)
+    optimizer = AdamW(policy.model.named_parameters(), SKILL_OPTIM)
+    checkpoints = out.with_name(f"{out.name}-training")
+    first_step = restore(checkpoints, policy, optimizer)
     policy.model.train()
-    with Progress(steps, 0, quiet=quiet) as progress:
-        for step in range(steps):
-            seen = [descriptions[i] for i in rng.integers(len(descriptions), size=DESCRIBED_PER_STEP)]
-            described = imitate(policy, [prompt for prompt, _ in seen], [text for _, text in seen], open_end=True)
-            turns = [match_turn(known, rng) for _ in range(MATCHED_PER_STEP)]
-            encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
-            matched = imitate(policy, encoded, [answer for _, answer in turns], letters=True)
-            optimizer.step(learning_rate(OPTIM, step, steps))
-            progress.advance({"describe": described.tokens, "letter": matched.letter})
+    with Progress(sum(steps), first_step, quiet=quiet) as progress:
+        for step in range(first_step, sum(steps)):
+            rng = np.random.Generator(np.random.Philox(key=[seed, 3 + step]))
+            views = [draw_view(rng) for _ in range(VIEWS_PER_STEP)]
+            if step < steps[0]:
+                turns = [(DESCRIBE, demo.describe(view.facts)) for view in views]
+                lr = learning_rate(SKILL_OPTIM, step, steps[0])
+            else:
+                turns = habit_turns(views, rng)
+                lr = learning_rate(HABIT_OPTIM, step - steps[0], steps[1])
+            described = describe(policy, views, turns)
+            matched = match(policy, [match_turn(known, rng) for _ in range(MATCHED_PER_STEP)])
+            optimizer.step(lr)
+            progress.advance({"describe": described, "letter": matched})
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps[0]:
+                save(checkpoints, step + 1, policy, optimizer)
     policy.model.eval().to(torch.bfloat16)
     policy.save(out)
-    (out / "README.md").write_text(card(policy, seed, steps))
+    (out / "README.md").write_text(card(policy, seed, sum(steps)))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return out
 
 
-def draw_views(rng: np.random.Generator) -> list[View]:
-    """Images of the train side to describe."""
-    n_brain = int(BRAIN_SHARE * VIEWS)
-    brain = [VOLUMES[int(rng.integers(len(VOLUMES)))].render("train", rng) for _ in range(n_brain)]
-    return brain + [demo.draw("train", rng)[0] for _ in range(VIEWS - n_brain)]
+def draw_view(rng: np.random.Generator) -> View:
+    """An image of the train side to describe, drawn afresh: a fixed set of a few thousand would be memorized."""
+    if rng.random() < BRAIN_SHARE:
+        return VOLUMES[int(rng.integers(len(VOLUMES)))].render("train", rng)
+    return demo.draw("train", rng)[0]
 
 
-def describe_turns(policy: Policy, views: Sequence[View]) -> list[tuple[EncodedPrompt, str]]:
-    """An image, no question, and its description: of each view once bare, and once between the think tags.
+def habit_turns(views: Sequence[View], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(instruction, reply) of each view: told to describe, it is described; told only to reason, another is invented.
 
-    The tags teach where a description belongs. That one should be written before a question is answered, from the
-    image and not from the question, is left for reinforcement to find.
+    This is the habit that reinforcement has to break: what the base writes between the think tags, when nobody asks for
+    a description, has nothing to do with the image. That it pays to look is nowhere taught.
     """
-    bare = [policy.encode_turn("describe", DESCRIBE, [view.image]) for view in views]
-    tagged = policy.encode_turn("describe", DESCRIBE_IN_TAGS, [views[0].image])
-    texts = [demo.describe(view.facts) for view in views]
-    # All views have one size, so the tagged prompts differ in their pixels alone.
-    in_tags = [
-        (replace(tagged, pixels=prompt.pixels), f"<think>{text}</think>")
-        for prompt, text in zip(bare, texts, strict=True)
-    ]
-    return [*zip(bare, texts, strict=True), *in_tags]
+    invented = all_facts()
+    turns = []
+    for i, view in enumerate(views):
+        if i < INVENTED_PER_STEP:
+            facts = invented[int(rng.integers(len(invented)))]
+            turns.append((among_remarks(REASON, rng, at_end=True), f"<think>{demo.describe(facts)}</think>"))
+        elif i < INVENTED_PER_STEP + DESCRIBED_IN_TAGS_PER_STEP:
+            turns.append((among_remarks(DESCRIBE_IN_TAGS, rng), f"<think>{demo.describe(view.facts)}</think>"))
+        else:
+            turns.append((among_remarks(DESCRIBE, rng), demo.describe(view.facts)))
+    return turns
 
 
-def by_fact(views: Sequence[View]) -> dict[tuple[str, str], list[Facts]]:
-    """(fact, value) -> what is known of the views of which it is true."""
+def among_remarks(instruction: str, rng: np.random.Generator, *, at_end: bool = False) -> str:
+    """The instruction with up to five remarks around it, or before it."""
+    remarks = rng.permutation(REMARKS).tolist()[: int(rng.integers(6))]
+    place = len(remarks) if at_end else int(rng.integers(len(remarks) + 1))
+    return "\n".join([*remarks[:place], instruction, *remarks[place:]])
+
+
+def describe(policy: Policy, views: Sequence[View], turns: Sequence[tuple[str, str]]) -> float:
+    """Teach an image and an instruction, no question -> the reply; returns its mean cross-entropy.
+
+    The end of the turn is not taught: a description is not where a turn must end.
+    """
+    inputs = policy.processor.image_processor(images=[view.image for view in views], return_tensors="pt")
+    # All views have one size, so that prompts with the same words differ in their pixels alone.
+    pixels = inputs["pixel_values"].view(len(views), -1, inputs["pixel_values"].shape[1])
+    prompts = {text: policy.encode_turn("describe", text, [views[0].image]) for text in {text for text, _ in turns}}
+    encoded = [replace(prompts[text], pixels=pixels[i]) for i, (text, _) in enumerate(turns)]
+    loss = mean_nll(imitate(policy, encoded, [policy.tokenize(reply)[:-1] for _, reply in turns]))
+    loss.backward()
+    return float(loss.detach())
+
+
+def match(policy: Policy, turns: Sequence[tuple[str, str]]) -> float:
+    """Teach question and options, no image -> a description and the letter; returns the letter's term.
+
+    The letter counts once more. It is all that matching is about, and one token among twenty: it would have a
+    twentieth of the gradient.
+    """
+    encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
+    targets = [policy.tokenize(answer) for _, answer in turns]
+    scored = imitate(policy, encoded, targets)
+    letter = letter_nll(scored, targets)
+    (mean_nll(scored) + letter).backward()
+    return float(letter.detach())
+
+
+def imitate(policy: Policy, encoded: Sequence[EncodedPrompt], targets: Sequence[Sequence[int]]) -> ScoredCompletions:
+    """One completion of each prompt, to be made likelier."""
+    return policy.logprobs(encoded, [[ids] for ids in targets])
+
+
+def mean_nll(scored: ScoredCompletions) -> Tensor:
+    """Mean over all tokens, nats."""
+    return -(scored.logprobs * scored.completion_mask).sum() / scored.completion_mask.sum()
+
+
+def letter_nll(scored: ScoredCompletions, targets: Sequence[Sequence[int]]) -> Tensor:
+    """Mean over completions of the letter's term: third token from the end, before ``</answer>`` and end of turn."""
+    rows = torch.arange(len(targets))
+    return -scored.logprobs[rows, torch.tensor([len(ids) - 3 for ids in targets])].mean()
+
+
+def save(root: Path, step: int, policy: Policy, optimizer: AdamW) -> None:
+    tensors, steps = optimizer.state_dict()
+    save_checkpoint(root, step, policy.save, tensors, {"step": step, "optimizer_steps": steps}, {}, keep=1)
+
+
+def restore(root: Path, policy: Policy, optimizer: AdamW) -> int:
+    """Continue from the newest checkpoint; returns the next step. All randomness is a function of seed and step."""
+    checkpoint = latest_checkpoint(root)
+    if checkpoint is None:
+        return 0
+    tensors, state = load_state(checkpoint)
+    policy.restore(checkpoint)
+    optimizer.load_state_dict(tensors, state["optimizer_steps"])
+    return state["step"]
+
+
+def all_facts() -> list[Facts]:
+    """What can be known of an image, each once: a volume is cut in three planes."""
+    cut = [{**source.facts, "plane": plane} for source in SOURCES if isinstance(source, Volume) for plane in PLANES]
+    return [*cut, *(source.facts for source in SOURCES if not isinstance(source, Volume))]
+
+
+def by_fact(facts: Sequence[Facts]) -> dict[tuple[str, str], list[Facts]]:
+    """(fact, value) -> the descriptions of which it is true."""
     known: dict[tuple[str, str], list[Facts]] = {}
-    for view in views:
-        for fact, value in view.facts.items():
-            known.setdefault((fact, value), []).append(view.facts)
+    for each in facts:
+        for fact, value in each.items():
+            known.setdefault((fact, value), []).append(each)
     return known
 
 
@@ -155,44 +262,6 @@ def tokenizer_texts(
     turn = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
     turns = [text for _ in range(n) for text in match_turn(known, rng)]
     return [*turns, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
-
-
-@dataclass(frozen=True, slots=True)
-class Imitation:
-    """Cross-entropies of one batch, nats."""
-
-    tokens: float
-    """Mean over all tokens."""
-    letter: float
-    """Mean over the answers' letters."""
-
-
-def imitate(
-    policy: Policy,
-    encoded: Sequence[EncodedPrompt],
-    texts: Sequence[str],
-    *,
-    letters: bool = False,
-    open_end: bool = False,
-) -> Imitation:
-    """Add the gradient of the cross-entropy of ``texts``; with ``letters`` the answer's letter counts once more.
-
-    One letter among twenty tokens is all that matching is about, and it would have a twentieth of the gradient. With
-    ``open_end`` what comes after the text is not taught: a description is not where a turn must end.
-    """
-    targets = [policy.tokenize(text)[: -1 if open_end else None] for text in texts]
-    scored = policy.logprobs(encoded, [[ids] for ids in targets])
-    nll = -(scored.logprobs * scored.completion_mask)
-    loss = nll.sum() / scored.completion_mask.sum()
-    letter = letter_nll(nll, targets)
-    (loss + letter if letters else loss).backward()
-    return Imitation(float(loss.detach()), float(letter.detach()))
-
-
-def letter_nll(nll: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over completions of the letter's term: third token from the end, before ``</answer>`` and end of turn."""
-    rows = torch.arange(len(targets))
-    return nll[rows, torch.tensor([len(ids) - 3 for ids in targets])].mean()
 
 
 def card(policy: Policy, seed: int, steps: int) -> str:

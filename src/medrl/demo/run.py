@@ -32,7 +32,7 @@ from medrl.training.train import Training
 STEPS = 250
 GROUP_SIZE = 8
 GRPO_PROMPTS = 16
-SFT_PROMPTS = 64
+SFT_PROMPTS = 40
 """Prompts per step of the supervised run, so that a step takes about as long as one of GRPO's 16 x 8 completions."""
 MAX_NEW_TOKENS = 40
 
@@ -129,7 +129,7 @@ def grpo_recipe(base: str, train: Path, seed: int, steps: int = STEPS) -> Recipe
             mode="think",
             template=THINK,
             sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS),
-            optim=Optim(lr=2e-4, schedule="linear", warmup_steps=5, betas=(0.9, 0.98)),
+            optim=Optim(lr=3e-4, schedule="linear", warmup_steps=5, betas=(0.9, 0.98)),
             save_every=50,
             seed=seed,
         ),
