@@ -219,6 +219,26 @@ def test_split_of_what_is_no_store_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "store"]
 
 
+def test_an_audit_writes_its_files_and_ends_with_3_when_a_rule_is_broken(home, tmp_path):
+    words = ("audit", home / "store", home / "store", "--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    assert f"images_exact is {N_ROWS} of {N_ROWS} test examples" in fails(3, *words)
+    assert json.loads((tmp_path / "a.json").read_text())["overlap"]["images_exact"] == N_ROWS
+    assert "same pixels" in (tmp_path / "a.html").read_text()
+    assert run(*words, "--fail-on", "patients,gold_rejected").exit_code == 0
+    assert run(*words, "--fail-on", "nothing").exit_code == 0
+    assert "is no rule" in fails(2, *words, "--fail-on", "pixels")
+
+
+def test_a_protocol_and_resampling_are_chosen_by_name(home, tmp_path):
+    known = ("split", home / "store", "--by", "none", "--protocol", "med-r1")
+    assert "leave those out" in fails(2, *known, "--test", 0.3, "--out", tmp_path / "a")
+    assert "goes with --resample-distractors" in fails(2, *known, "--drop-unbalanced", "--out", tmp_path / "a")
+    result = run(*known, "--resample-distractors", "--out", tmp_path / "a")
+    assert result.exit_code == 0 and "unchanged" in result.stdout
+    split = json.loads((tmp_path / "a" / "all" / "test" / "store.json").read_text())["extra"]
+    assert split["split"]["keep_together"] == "none" and "option_prior" in split["blind_before_resampling"]
+
+
 def _store(folder: Path, question: str = "Which modality is this?") -> Path:
     if not (folder / "store").exists():
         write_store(folder / "store", make_examples(folder / "raw", question), source="made up", license="CC0")

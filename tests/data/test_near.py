@@ -55,7 +55,7 @@ def test_flat_pictures_are_near_nothing():
 def test_a_picture_agrees_fully_with_itself_and_hardly_with_a_stranger(originals):
     ranks = np.stack([equalize(thumb) for thumb in originals["thumb"][:4]])
     assert (agreements(ranks, ranks) > 0.98).all()  # not quite 1: gray levels are put into bins
-    assert (agreements(ranks, ranks[[1, 2, 3, 0]]) < 0.5).all()
+    assert (agreements(ranks, ranks[[1, 2, 3, 0]]) < 0.6).all()
 
 
 @settings(deadline=None)

@@ -19,7 +19,7 @@ from medrl.progress import Progress
 
 MAX_BITS = 14
 """Of 64: hashes that differ in more are no candidates."""
-QUICK_AGREEMENT = 0.68
+QUICK_AGREEMENT = 0.70
 COARSE_AGREEMENT = 0.76
 AGREEMENT = 0.78
 """Correlation of fine structure from which two pictures are one; see LOG.md for how it was chosen."""
