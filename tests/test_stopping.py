@@ -9,6 +9,14 @@ import pytest
 from medrl import stopping
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored():
+    """A shell starts what it runs in the background with SIGINT ignored, and then so it stays."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ask(number: signal.Signals = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
 
