@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,10 @@ from PIL import Image
 from medrl.policy.policy import Policy
 from medrl.policy.tiny import build_model, train_processor
 from medrl.types import LETTERS, Example
+
+# How long an example takes says something about the machine, not about the program.
+hypothesis.settings.register_profile("medrl", deadline=None)
+hypothesis.settings.load_profile("medrl")
 
 WORDS = ("Which modality was used?", "CT", "MRI", "ultrasound", "X-ray", "Reason in think, then give the letter.")
 SIZES: dict[str, Any] = {
