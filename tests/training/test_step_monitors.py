@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrl.training.monitors import implied_option, letter_counts, letter_excess, pass_at_k, step_monitors, tags_off
+from medrl.training.monitors import implied, letter_counts, letter_excess, pass_at_k, step_monitors, tags_off
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 OPTIONS = ("CT", "MRI", "No fracture", "Fracture")
@@ -39,19 +39,19 @@ def completion(text: str, mode="think", length: int = 3) -> Completion:
     ],
 )
 def test_the_option_that_the_reasoning_comes_down_to(thought, letter):
-    assert implied_option(completion(f"<think>{thought}</think><answer>A</answer>"), example()) == letter
+    assert implied(example(), completion(f"<think>{thought}</think><answer>A</answer>")) == letter
 
 
 def test_only_what_stands_in_the_reasoning_implies_an_option():
-    assert implied_option(completion("CT <answer>B</answer>"), example()) is None
-    assert implied_option(completion("<think>CT"), example()) is None
+    assert implied(example(), completion("CT <answer>B</answer>")) is None
+    assert implied(example(), completion("<think>CT")) is None
     after = completion("<answer>B</answer><think>CT</think>", mode="think_after")
-    assert implied_option(after, example()) == "A"
+    assert implied(example(), after) == "A"
 
 
 @given(st.text(), st.lists(st.text(), min_size=2, max_size=5))
 def test_no_text_and_no_options_are_an_error(text, options):
-    implied_option(completion(f"<think>{text}</think>"), example(tuple(options)))
+    implied(example(tuple(options)), completion(f"<think>{text}</think>"))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,12 @@ from medrl.rewards.parse import find_tags, read_choice
 from medrl.types import LETTERS, Completion, Example
 
 _SENTENCE_END = re.compile(r"[.!?]\s+|[。！？；;\n]+")
+# "The answer is a tumor" names no option: before another word, "a" is an article.
+_LETTER = r"(a(?!\s+(?!because\b|since\b|as\b)\w)|[b-j])(?![\w'’])"
 _LETTER_SAID = re.compile(
-    r"\b(?:answer|option|choice)(?:\s+(?:is|would be))?[\s:=*(\[]*([a-j])(?![\w'’])"
-    r"|\b(?:choose|pick|select)\s+([a-j])(?![\w'’])"
+    r"\b(?:option|choice)(?:\s+(?:is|would be))?[\s:=*(\[]*([a-j])(?![\w'’])"
+    rf"|\banswer(?:\s+(?:is|would be))?[\s:=*(\[]*{_LETTER}"
+    rf"|\b(?:choose|pick|select)\s+{_LETTER}"
     r"|[(\[]([a-j])[)\]]"
 )
 _DENIAL = re.compile(

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from medrl.training.monitors import implied_option, step_monitors, tags_off
+from medrl.training.monitors import implied, step_monitors, tags_off
 from medrl.training.update import Update
 from medrl.types import Groups, relative_to
 
@@ -96,7 +96,7 @@ def rollout_rows(
             "target": group.example.target,
             "advantage": advantage,
             "tokens": len(rollout.completion.token_ids),
-            "implied": implied_option(rollout.completion, group.example),
+            "implied": implied(group.example, rollout.completion),
             "tags_off": tags_off(rollout.completion),
             **seen,
         }

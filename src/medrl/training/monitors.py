@@ -6,24 +6,15 @@ Pure functions without torch: the report reads the same figures, and the same co
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
 from medrl.rewards.format import BLOCKS
-from medrl.rewards.option_text import clean, words_of
 from medrl.rewards.parse import find_tags
-from medrl.types import LETTERS, Completion, Example, Group, Groups, Mode, Rollout
-
-# A small letter must end its clause: "the answer is a tumor" names no option.
-_LETTER_NAMED = re.compile(
-    r"""(?i:answer|option|choice|letter)\s*(?i:is|would\sbe|should\sbe|:|=)?\s*[(\[*"']*
-        ([A-J](?![\w'’])|[a-j](?=[)\]*"',:]|\s*\Z)) | [(\[]([A-Ja-j])[)\]]""",
-    re.VERBOSE,
-)
-_SENTENCE_END = re.compile(r"[.!?\n;]+")
+from medrl.rewards.shaping import implied_option, reasoning_of
+from medrl.types import Completion, Example, Group, Groups, Mode, Rollout
 
 
 def step_monitors(groups: Groups) -> dict[str, Any]:
@@ -31,9 +22,9 @@ def step_monitors(groups: Groups) -> dict[str, Any]:
     rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     pairs = [(group.example, rollout.completion, rollout) for group, rollout in rollouts]
     agreeing = [
-        implied == rollout.score.answer
+        letter == rollout.score.answer
         for example, completion, rollout in pairs
-        if (implied := implied_option(completion, example)) and rollout.score.answer
+        if (letter := implied(example, completion)) and rollout.score.answer
     ]
     right = [len(completion.token_ids) for example, completion, r in pairs if is_right(example, r)]
     wrong = [len(completion.token_ids) for example, completion, r in pairs if not is_right(example, r)]
@@ -54,39 +45,9 @@ def is_right(example: Example, rollout: Rollout) -> bool:
     return rollout.score.answer is not None and rollout.score.answer == example.target
 
 
-def implied_option(completion: Completion, example: Example) -> str | None:
-    """Letter of the option that the reasoning comes down to; None without reasoning, or where it names none or several.
-
-    It is the one option named, by letter or by text, in the last sentence of the think block that names any. A text
-    counts where its words stand in a row; of two where one contains the other, the longer counts.
-    """
-    thought = think_text(completion.text)
-    for sentence in reversed(_SENTENCE_END.split(thought)):
-        named = _options_in(sentence, example.options)
-        if named:
-            return LETTERS[named.pop()] if len(named) == 1 else None
-    return None
-
-
-def think_text(text: str) -> str:
-    """What stands between the first ``<think>`` and the last ``</think>`` behind it; empty without both."""
-    tags = find_tags(text)
-    start = next((tag.end for tag in tags if tag.name == "think"), None)
-    end = next((tag.start for tag in reversed(tags) if tag.name == "/think"), None)
-    return text[start:end] if start is not None and end is not None and start <= end else ""
-
-
-def _options_in(sentence: str, options: Sequence[str]) -> set[int]:
-    letters = {LETTERS.index((match[1] or match[2]).upper()) for match in _LETTER_NAMED.finditer(sentence)}
-    named = {index for index in letters if index < len(options)}
-    plain = f" {' '.join(words_of(clean(sentence)))} "
-    texts = {index: f" {' '.join(words_of(clean(option)))} " for index, option in enumerate(options)}
-    # The longest first, each taken out as it is found: "no fracture" does not also name "fracture".
-    for index, text in sorted(texts.items(), key=lambda item: -len(item[1])):
-        if text.strip() and text in plain:
-            named.add(index)
-            plain = plain.replace(text, " | ")
-    return named
+def implied(example: Example, completion: Completion) -> str | None:
+    """Letter of the option that the reasoning comes out at; None where it names none or several."""
+    return implied_option(reasoning_of(completion), example.options)
 
 
 def tags_off(completion: Completion) -> bool:
