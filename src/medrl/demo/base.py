@@ -28,7 +28,7 @@ from medrl.policy.tiny import build_model, train_processor
 from medrl.progress import Progress
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from medrl.training.optim import AdamW, Optim, learning_rate
-from medrl.types import Example
+from medrl.types import LETTERS, Example
 
 THINK, NO_THINK = "plain", "plain-no-think"
 """Names of the demo's prompt templates."""
@@ -47,12 +47,9 @@ REMARKS = (
 )
 """They mean nothing: with some of them around it, an instruction stands at every distance from its image."""
 
-MATCHED = {"modality": 0.25, "anatomy": 0.25, "plane": 0.2, "kind": 0.3}
-"""How often each question is matched."""
-
 SKILL_STEPS, HABIT_STEPS = 1600, 300
 """Steps that teach to describe and to match, and steps after them that also teach when not to look."""
-VIEWS_PER_STEP, MATCHED_PER_STEP = 40, 64
+VIEWS_PER_STEP, MATCHED_PER_STEP = 40, 36
 INVENTED_PER_STEP, DESCRIBED_IN_TAGS_PER_STEP = 20, 10
 """Of the views in a habit step."""
 BRAIN_SHARE = 0.5
@@ -176,16 +173,16 @@ def describe(policy: Policy, views: Sequence[View], turns: Sequence[tuple[str, s
     return float(loss.detach())
 
 
-def match(policy: Policy, turns: Sequence[tuple[str, str]]) -> float:
-    """Teach question and options, no image -> a description and the letter; returns the letter's term.
+def match(policy: Policy, turns: Sequence[tuple[str, Sequence[str]]]) -> float:
+    """Teach question and options, no image -> a description and its letter; returns the letter's term.
 
     The letter counts once more. It is all that matching is about, and one token among twenty: it would have a
     twentieth of the gradient.
     """
     encoded = [policy.encode_turn("match", question, []) for question, _ in turns]
-    targets = [policy.tokenize(answer) for _, answer in turns]
-    scored = imitate(policy, encoded, targets)
-    letter = letter_nll(scored, targets)
+    groups = [[policy.tokenize(answer) for answer in answers] for _, answers in turns]
+    scored = policy.logprobs(encoded, groups)
+    letter = letter_nll(scored, [ids for group in groups for ids in group])
     (mean_nll(scored) + letter).backward()
     return float(letter.detach())
 
@@ -237,21 +234,31 @@ def by_fact(facts: Sequence[Facts]) -> dict[tuple[str, str], list[Facts]]:
     return known
 
 
-def match_turn(known: Mapping[tuple[str, str], Sequence[Facts]], rng: np.random.Generator) -> tuple[str, str]:
-    """A question about what is known of some view, and a completion that recalls the facts and picks the letter.
+def match_turn(
+    known: Mapping[tuple[str, str], Sequence[Facts]], rng: np.random.Generator
+) -> tuple[str, tuple[str, ...]]:
+    """A question with options, and for each option a completion that recalls facts of which it is true.
 
-    The answer is drawn evenly, not the view: were most answers "MRI", its letter could be found without the facts.
+    Words are the same in all of them but for the description and the letter, so that nothing else can explain the
+    letter. With one completion of each of twice as many questions, two words that stand in the same places ("coronal",
+    "sagittal") could stay confused for as long as the base was trained.
     """
-    while True:
-        question = demo.QUESTIONS[str(rng.choice(tuple(MATCHED), p=tuple(MATCHED.values())))]
-        fitting = known.get((question.fact, str(rng.choice(question.answers))))
-        if fitting:
-            break
-    facts = fitting[int(rng.integers(len(fitting)))]
+    question = demo.QUESTIONS[str(rng.choice(tuple(demo.QUESTIONS)))]
+    facts = draw_facts(known, question.fact, str(rng.choice(question.answers)), rng)
     text, options, target = demo.ask(question, facts, rng)
     example = Example(id="match", source="demo", images=(), question=text, options=options, target=target)
-    answer = f"<think>{demo.describe(facts)}</think><answer>{target}</answer>"
-    return make_prompt(example, "think", THINK).text, answer
+    answers = tuple(
+        f"<think>{demo.describe(draw_facts(known, question.fact, option, rng))}</think><answer>{letter}</answer>"
+        for letter, option in zip(LETTERS, options, strict=False)
+    )
+    return make_prompt(example, "think", THINK).text, answers
+
+
+def draw_facts(
+    known: Mapping[tuple[str, str], Sequence[Facts]], fact: str, value: str, rng: np.random.Generator
+) -> Facts:
+    fitting = known[fact, value]
+    return fitting[int(rng.integers(len(fitting)))]
 
 
 def tokenizer_texts(
@@ -260,8 +267,10 @@ def tokenizer_texts(
     """What the tokenizer should write in few tokens."""
     bare = Example(id="", source="", images=(), question="", options=("", ""), target="A")
     turn = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
-    turns = [text for _ in range(n) for text in match_turn(known, rng)]
-    return [*turns, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
+    matched = [
+        text for _ in range(n) for question, answers in [match_turn(known, rng)] for text in (question, answers[0])
+    ]
+    return [*matched, *[DESCRIBE, DESCRIBE_IN_TAGS, make_prompt(bare, "no_think", NO_THINK).text, turn] * n]
 
 
 def card(policy: Policy, seed: int, steps: int) -> str:
