@@ -103,6 +103,7 @@ def train(
 
     terminal.quiet_libraries()
     run = run_recipe(recipe, overrides or (), out=out, resume=resume)
+    typer.echo(f"reward: {run.recipe['reward']}")
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 
@@ -197,6 +198,10 @@ def rescore(
     cache: Annotated[
         Path | None, typer.Option(help="For judge: file of verdicts; default: judge.jsonl in DIR, or none.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for an evaluation with these verdicts; with --completions: file for the rows."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Grade saved completions again.
@@ -207,22 +212,28 @@ def rescore(
     \b
     Example:
       medrl rescore runs/ct/eval/after --scorer med-r1 --json
+      medrl rescore runs/ct/eval/after --scorer lenient --out runs/ct/eval/after-lenient
       medrl rescore --completions answers.jsonl
     """
     from medrl.errors import SettingsError
     from medrl.evaluation.rescore import rescore_file, rescore_folder
     from medrl.rewards.judge import choose_scorer
+    from medrl.runs import write_text_atomically
 
     if (folder is None) == (completions is None):
         raise SettingsError("give an evaluation folder or --completions FILE.jsonl, one of the two")
     cache = cache or (folder / "judge.jsonl" if folder is not None else None)
     grade = choose_scorer(scorer, endpoint, judge_model, cache)
     if completions is not None:
-        for row in rescore_file(completions, grade):
-            typer.echo(json.dumps(row))
+        rows = (json.dumps(row) for row in rescore_file(completions, grade))
+        if out is not None:
+            write_text_atomically(out, "".join(f"{row}\n" for row in rows))
+            return
+        for row in rows:
+            typer.echo(row)
         return
     assert folder is not None  # one of the two is given
-    found = rescore_folder(folder, scorer, grade)
+    found = rescore_folder(folder, scorer, grade, out)
     if as_json:
         _print_json(found)
         return
@@ -237,6 +248,8 @@ def rescore(
         f"{terminal.percent(found['well_formed'])}, mean score {terminal.percent(found['mean_score'])}, "
         f"verdict changed on {found['changed']} of {found['n']}"
     )
+    if out is not None:
+        typer.echo(str(out))
 
 
 @app.command()

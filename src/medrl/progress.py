@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 SHOWN = (
     ("reward", "reward", "{:.2f}"),
     ("rewards/choice_correct/mean", "right", "{:.0%}"),
+    ("rewards/answer_correct/mean", "right", "{:.0%}"),
     ("rewards/well_formed/mean", "form", "{:.0%}"),
     ("completions/mean_length", "len", "{:.0f}"),
     ("loss", "loss", "{:.3f}"),

@@ -32,6 +32,8 @@ ROLLOUTS = "rollouts.jsonl"
 PASS_RATES = "pass_rates.jsonl"
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
+ASKED = "asked.json"
+"""Beside records: who was asked, how and since when; written once, before the first record."""
 LOGS = (METRICS, ROLLOUTS)
 
 

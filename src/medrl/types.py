@@ -22,6 +22,18 @@ Kind = Literal["choice", "multi_select", "yes_no", "numeric", "short", "box"]
 """What is asked for: one option, several options, yes or no, a number, a few words, a place in the image."""
 
 KINDS: tuple[Kind, ...] = ("choice", "multi_select", "yes_no", "numeric", "short", "box")
+_KIND_NAMES: dict[str, Kind] = {
+    "mcq": "choice", "multiple_choice": "choice", "multi": "multi_select", "multiselect": "multi_select",
+    "yesno": "yes_no", "closed": "yes_no", "number": "numeric", "open": "short", "open_ended": "short",
+    "short_answer": "short", "short_open": "short", "box_iou": "box", "bbox": "box", "grounding": "box",
+}  # fmt: skip
+"""How other programs call our kinds."""
+
+
+def find_kind(name: str) -> Kind | None:
+    """The kind that goes by ``name``, ours or another program's, in any case; None when there is none."""
+    plain = name.casefold().replace("-", "_").replace("/", "_").replace(" ", "_")
+    return next((kind for kind in KINDS if kind == plain), _KIND_NAMES.get(plain))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 from medrl.cli import app
 from medrl.data import store
 from medrl.data.export import FORMATS
+from medrl.rewards import answer_correct, gold_completion, weighted, well_formed
+from medrl.rewards.adapters import as_easyr1, as_trl, as_verl
 from medrl.types import Example
 
 
@@ -35,7 +38,11 @@ def make_store(root: Path) -> Path:
                 references=("the liver",), **common),
         Example(id="y/1", images=(images[0],), question="Is it big?", options=(), target="no", kind="yes_no", **common),
         Example(id="n/1", images=(images[1],), question="How wide?", options=(), target="3.5 cm", kind="numeric",
-                tolerance="5 %", **common),
+                tolerance="5 %", rationale="Ruler at the left.", **common),
+        Example(id="m/1", images=(images[2],), question="Which?", options=("C", "B, or A", "A"), target="A, C",
+                kind="multi_select", **common),
+        Example(id="b/1", images=(images[3],), question="Where?", options=(), target="1, 2, 3, 4", kind="box",
+                **common),
     ]  # fmt: skip
     store.write_store(root / "store", rows, source="made up", license="CC0", copy=False)
     return root / "store"
@@ -49,7 +56,7 @@ def run(*words: object):
 def test_what_goes_out_comes_back_without_loss(tmp_path, name):
     first = make_store(tmp_path)
     written = run("export-data", first, "--to", name, "--out", tmp_path / "rows", "--json")
-    assert written.exit_code == 0 and json.loads(written.stdout)["rows"] == 5, written.output
+    assert written.exit_code == 0 and json.loads(written.stdout)["rows"] == 7, written.output
     assert not any(b"Jane" in path.read_bytes() for path in (tmp_path / "rows").rglob("*") if path.is_file())
     data = next((tmp_path / "rows").glob("data.*"))
     back = run("import", name, data, "--images", tmp_path / "rows", "--out", tmp_path / "back", "--copy", "--json")
@@ -85,6 +92,29 @@ def test_trl_and_verl_rows_load_with_datasets_and_hold_decoded_images(tmp_path, 
                 rows[0]["reward_model"] == {"style": "rule", "ground_truth": "C"}
                 and rows[3]["extra_info"]["index"] == 3
             )
+
+
+@pytest.mark.parametrize("mode", ["think", "no_think"])
+def test_a_reward_exported_to_trl_verl_and_easyr1_grades_what_was_exported_there(tmp_path, mode):
+    """Each reward sees exactly what its trainer passes on of a row."""
+    first = make_store(tmp_path)
+    reward = weighted((1.0, answer_correct), (0.5, well_formed))
+    for name in ("trl", "verl", "easyr1"):
+        words = ("export-data", first, "--to", name, "--mode", mode, "--out", tmp_path / name)
+        assert run(*words).exit_code == 0
+    trl, verl = (pyarrow.parquet.read_table(tmp_path / name / "data.parquet").to_pylist() for name in ("trl", "verl"))
+    easyr1 = [json.loads(line) for line in (tmp_path / "easyr1" / "data.jsonl").read_text().splitlines()]
+    for place, example in enumerate(store.load(first)):
+        right = gold_completion(example, mode).text
+        wrong = right.replace(f"<answer>{example.target}<", "<answer>9, 9, 99, 99<")
+        for text, expected in ((right, 1.5), (wrong, 0.5)):
+            columns = {name: [value] for name, value in trl[place].items() if name != "prompt"}
+            assert as_trl(reward)(prompts=["p"], completions=[text], **columns) == [expected]
+            row = verl[place]
+            truth = row["reward_model"]["ground_truth"]
+            assert as_verl(reward)(row["data_source"], text, truth, row["extra_info"])["score"] == expected
+            given = {"response": text, "response_length": 3, "ground_truth": easyr1[place]["medrl"]}
+            assert as_easyr1(reward, mode)(given)["overall"] == expected
 
 
 def test_llama_factory_gets_its_table_of_contents_and_the_folder_is_read(tmp_path):
@@ -136,6 +166,23 @@ def test_rows_that_others_wrote_are_read_from_their_text(tmp_path, name):
     [row] = store.load(tmp_path / "s")
     assert (row.question, row.options, row.target, len(row.images)) == ("What is it?", ("CT", "MRI"), "B", 1)
     assert [item["position"] for item in json.loads(result.stdout)["bad"]] == [1]
+
+
+@pytest.mark.parametrize("name", ["swift", "llamafactory", "openai", "trl"])
+def test_the_reasoning_in_an_answer_of_others_is_the_rationale(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / IMAGE)
+    row = json.loads(json.dumps(FOREIGN[name]))
+    answer = "<think>\nBones are bright.</think><answer>B</answer>"
+    if name == "trl":
+        row["solution"] = answer
+    else:
+        turn = (row.get("messages") or row["conversations"])[1]
+        turn["content" if "content" in turn else "value"] = answer
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert run("import", name, tmp_path / "rows.jsonl", "--out", tmp_path / "s").exit_code == 0
+    [row] = store.load(tmp_path / "s")
+    assert (row.target, row.rationale) == ("B", "Bones are bright.")
 
 
 @pytest.mark.parametrize("own", ["{", "[]", '{"id": 3}', '{"id": "x", "wrong": 1}', '{"id": "a", "source": "b"}',

@@ -241,7 +241,7 @@ def mmmu_row(number: int, subject: str = "Clinical_Medicine", **change):
 
 def test_mmmu_reads_lists_in_strings_and_numbers_its_images(tmp_path):
     rows = [
-        mmmu_row(1),
+        mmmu_row(1, explanation="The rim enhances."),
         mmmu_row(2, question_type="open", options="[]", answer="['72', '72 bpm']", question="Rate in <image 1>?"),
         mmmu_row(3, options="[__import__('os').system('touch x'), 'b']"),
         mmmu_row(4, question="See <image 2>."),
@@ -255,6 +255,7 @@ def test_mmmu_reads_lists_in_strings_and_numbers_its_images(tmp_path):
     assert kept[0].options == ('Cyst, "simple"', "Crohn's", "[image 1]", "4") and kept[0].target == "B"
     assert np.array_equal(np.asarray(Image.open(kept[0].images[1])), np.asarray(picture(3)))
     assert (kept[1].kind, kept[1].target, kept[1].references) == ("short", "72", ("72 bpm",))
+    assert [row.rationale for row in kept] == ["The rim enhances.", None]
     assert [row["position"] for row in printed["bad"]] == [2, 3] and "no image_2" in printed["bad"][1]["reason"]
     assert printed["by_question_type"] == {"Clinical Medicine": 2}
 

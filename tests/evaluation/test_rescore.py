@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from medrl.cli import app
-from medrl.errors import DataError
+from medrl.errors import DataError, RunError
+from medrl.evaluation.evaluate import _check_asked
 from medrl.evaluation.rescore import rescore, rescore_lines
 from medrl.rewards import SCORERS
-from medrl.runs import append_records, write_json_atomically
+from medrl.runs import append_records, read_records, read_summary, write_json_atomically
 from medrl.types import EvalRecord
 
 TEXTS = (
@@ -150,6 +151,40 @@ VERDICTS = [
     ("35 mm", True, True), ("4", False, True), ("Left lung", True, False), ("0, 0, 9, 9", True, False),
     (None, False, False), ("A", True, False), ("A, C", True, False), ("no", True, False), ("yes", True, False),
 ]  # fmt: skip
+
+
+def test_the_new_verdicts_can_be_kept_as_an_evaluation_to_compare_and_to_report(folder, tmp_path):
+    summary = {"name": "after", "model": "tiny", "store": "/s", "blind": [{"name": "prior", "correct": {}}]}
+    summary["blind"][0]["correct"] = {row.id: row.id == "q1" for row in RECORDS}
+    write_json_atomically(folder / "summary.json", summary)
+    out = tmp_path / "lenient"
+    printed = run(folder, "--scorer", "lenient", "--out", out, "--json")
+    assert printed.exit_code == 0, printed.output
+    assert read_records(out) == rescore(RECORDS, SCORERS["lenient"])
+    kept = read_summary(out)
+    assert kept["accuracy"] == json.loads(printed.stdout)["accuracy"]
+    assert (kept["name"], kept["model"], kept["scorer"]) == ("after (lenient)", "tiny", "lenient")
+    assert kept["comparison_to_blind"]["a_accuracy"]["value"] == 1 / len(RECORDS)
+    page = CliRunner().invoke(app, ["report", str(out), str(folder), "--out", str(tmp_path / "r.html")])
+    assert page.exit_code == 0 and "after (lenient)" in (tmp_path / "r.html").read_text()
+    assert CliRunner().invoke(app, ["compare", str(folder), str(out)]).exit_code in (0, 3)
+    again = run(folder, "--scorer", "lenient", "--out", out)
+    assert again.exit_code == 1 and "choose another --out" in again.stderr
+    assert read_records(folder) == RECORDS
+
+
+def test_an_evaluation_does_not_go_on_where_another_scorer_graded(folder, tmp_path):
+    assert run(folder, "--out", tmp_path / "strict").exit_code == 0
+    assert json.loads((tmp_path / "strict" / "asked.json").read_text())["rescored_by"] == "strict"
+    with pytest.raises(RunError, match="holds answers given with other"):
+        _check_asked(tmp_path / "strict", {"weights": "abc"})
+
+
+def test_rows_of_completions_can_go_to_a_file(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"completion": "C", "options": ["x", "y", "z"], "target": "C"}) + "\n")
+    assert run("--completions", rows, "--out", tmp_path / "graded.jsonl").stdout == ""
+    assert json.loads((tmp_path / "graded.jsonl").read_text())["correct"] is True
 
 
 def test_completions_in_a_file_give_one_json_row_each(tmp_path):

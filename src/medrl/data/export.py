@@ -1,6 +1,7 @@
 """A store -> rows that other trainers read. Each format is one function in ``FORMATS``.
 
-All carry the whole example in a field ``medrl``, so that reading the rows back gives the same store.
+All carry the whole example in a field ``medrl``, so that reading the rows back gives the same store, and so that
+``medrl.rewards.adapters`` can grade it there: it stands where the other trainer passes columns on to a reward.
 """
 
 import base64
@@ -28,6 +29,8 @@ class Asked:
     """One example as it is written out."""
 
     example: Example
+    mode: Mode
+    """The form of completion that the wording asks for."""
     text: str
     """The user's turn, in the wording that was chosen."""
     names: tuple[str, ...]
@@ -73,6 +76,7 @@ def export_data(store: Path, to: str, out: Path, *, mode: Mode = "think", templa
     asked = [
         Asked(
             example,
+            mode,
             make_prompt(example, mode, template).text,
             tuple(image.relative_to(store).as_posix() for image in example.images),
         )
@@ -95,27 +99,30 @@ def export_data(store: Path, to: str, out: Path, *, mode: Mode = "think", templa
 
 
 def _trl(asked: list[Asked], out: Path) -> None:
-    """Parquet: ``prompt`` (messages), ``images`` (``datasets`` decodes them), ``solution``. TRL's dataset_formats."""
+    """Parquet: ``prompt`` (messages), ``images`` (``datasets`` decodes them), ``solution``; all columns reach a reward.
+    TRL's dataset_formats."""
 
     def row(item: Asked) -> dict[str, Any]:
         parts = [{"type": "image", "text": None} for _ in item.names] + [{"type": "text", "text": item.text}]
-        return {"prompt": [{"role": "user", "content": parts}], "images": _bytes(item), "solution": item.example.target}
+        turns = [{"role": "user", "content": parts}]
+        return {"prompt": turns, "solution": item.example.target, "mode": item.mode, "medrl": item.own}
 
     message = {"role": "string", "content": [{"type": "string", "text": "string"}]}
-    _write_parquet(out / "data.parquet", asked, row, {"prompt": [message], "solution": "string"})
+    schema = {"prompt": [message], "solution": "string", "mode": "string", "medrl": "string"}
+    _write_parquet(out / "data.parquet", asked, row, schema)
 
 
 def _verl(asked: list[Asked], out: Path) -> None:
-    """Parquet: ``data_source, prompt, images, ability, reward_model, extra_info``. verl's prepare_data."""
+    """Parquet: ``data_source, prompt, images, ability, reward_model, extra_info``; a reward gets the first, the right
+    answer and ``extra_info``. verl's prepare_data."""
 
     def row(item: Asked, index: int) -> dict[str, Any]:
         return {
             "data_source": item.example.source,
             "prompt": [{"role": "user", "content": item.marked}],
-            "images": _bytes(item),
             "ability": item.example.question_type,
             "reward_model": {"style": "rule", "ground_truth": item.example.target},
-            "extra_info": {"split": "", "index": index},
+            "extra_info": {"split": "", "index": index, "mode": item.mode, "medrl": item.own},
         }
 
     numbered = {id(item): number for number, item in enumerate(asked)}
@@ -124,7 +131,7 @@ def _verl(asked: list[Asked], out: Path) -> None:
         "prompt": [{"role": "string", "content": "string"}],
         "ability": "string",
         "reward_model": {"style": "string", "ground_truth": "string"},
-        "extra_info": {"split": "string", "index": "int64"},
+        "extra_info": {"split": "string", "index": "int64", "mode": "string", "medrl": "string"},
     }
     _write_parquet(out / "data.parquet", asked, lambda item: row(item, numbered[id(item)]), schema)
 
@@ -221,16 +228,16 @@ def _write_lines(out: Path, asked: Iterable[Asked], rows: Iterable[dict[str, Any
 def _write_parquet(
     path: Path, asked: list[Asked], row: Callable[[Asked], dict[str, Any]], schema: dict[str, Any]
 ) -> None:
-    """Rows with their ``images`` and ``medrl`` columns, a batch in memory at a time."""
+    """Rows with their ``images``, a batch in memory at a time."""
     import datasets
     import pyarrow
     import pyarrow.parquet
 
-    features = datasets.Features({**_features(schema), "images": [datasets.Image()], "medrl": datasets.Value("string")})
+    features = datasets.Features({**_features(schema), "images": [datasets.Image()]})
     arrow = features.arrow_schema
     with pyarrow.parquet.ParquetWriter(path, arrow, compression="zstd") as writer:
         for batch in _batches(asked):
-            rows = [{**row(item), "medrl": item.own} for item in batch]
+            rows = [{**row(item), "images": _bytes(item)} for item in batch]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=arrow))
 
 

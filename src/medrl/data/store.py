@@ -205,7 +205,7 @@ def _check_examples(rows: Sequence[Example]) -> None:
     if repeated:
         raise DataError(f"{len(repeated)} ids occur more than once, e.g. {repeated[0]!r}: a store needs unique ids")
     for number, row in enumerate(rows):
-        if problem := _find_problem(row.kind, row.options, row.target):
+        if problem := find_problem(row.kind, row.options, row.target):
             raise DataError(f"row {number} ({row.id!r}) has {problem}")
         broken = [name for name in COLUMNS if not _is_utf8(_plain(getattr(row, name)))]
         if broken:
@@ -215,7 +215,7 @@ def _check_examples(rows: Sequence[Example]) -> None:
                 raise DataError(f"row {number} ({row.id!r}): image {image} does not exist or is not a file")
 
 
-def _find_problem(kind: str, options: Sequence[str], target: str) -> str:
+def find_problem(kind: str, options: Sequence[str], target: str) -> str:
     """What is wrong with the kind, options or target of a row; empty when nothing is."""
     if kind not in KINDS:
         return f"kind {kind!r}; the kinds are {', '.join(KINDS)}"
@@ -404,7 +404,7 @@ def _to_example(path: Path, number: int, row: dict[str, Any]) -> Example:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not fits:
             raise DataError(f"store {path}, row {number}: {name} is {value!r}; import the data again")
-    if problem := _find_problem(row["kind"], row["options"], row["target"]):
+    if problem := find_problem(row["kind"], row["options"], row["target"]):
         raise DataError(f"store {path}, row {number} has {problem}; import the data again")
     images = tuple(_stored_name(path, number, image) for image in row["images"])
     lists = {"images": images, "options": tuple(row["options"]), "references": tuple(row["references"])}

@@ -15,8 +15,10 @@ from medrl.data.splits import slug
 from medrl.errors import DataError, SettingsError, UnfitError
 from medrl.evaluation.blind import BlindResult, fit_majority_letter, fit_option_prior, grade_blind, longest_option
 from medrl.evaluation.intervals import Interval, wilson
+from medrl.evaluation.metrics import chance
 from medrl.evaluation.text_classifier import fit_text_classifier
-from medrl.rewards import check_gold, from_weights
+from medrl.rewards import check_gold, default_weights, from_weights
+from medrl.rewards.kinds import choices_in
 from medrl.types import Example, Mode, Reward, relative_to
 
 BLIND = ("random", "majority_letter", "longest_option", "option_prior", "text_classifier")
@@ -145,7 +147,7 @@ def audit(
     """What ``test`` shares with ``train``, and how far one gets on it without looking.
 
     Args:
-        reward: what right answers are tried on; default: right letter and right form.
+        reward: what right answers are tried on; default: right answer and right form.
         mode: the form those answers are written in.
         before: ``blind_summary`` of the same examples before their options were resampled, to be shown beside.
         train_root, test_root: folders that image paths are reported relative to.
@@ -157,7 +159,7 @@ def audit(
     for name, rows in (("training", train), ("test", test)):
         if not rows:
             raise DataError(f"the {name} set is empty: there is nothing to audit")
-    reward = reward or from_weights({"choice_correct": 1.0, "well_formed": 1.0})
+    reward = reward or from_weights(default_weights(row.kind for row in (*train, *test)))
     leaks = find_leaks(train, test, quiet=quiet)
     results = blind_results(train, test)
     groups = {"all": list(range(len(test))), **_domains(test)}
@@ -232,22 +234,22 @@ def _domains(test: Sequence[Example]) -> dict[str, list[int]]:
 def _blind_table(
     results: Sequence[BlindResult], test: Sequence[Example], members: Sequence[int]
 ) -> dict[str, Interval]:
-    table = {"random": _chance([len(test[place].options) for place in members])}
+    table = {"random": _chance([chance(test[place].kind, len(test[place].options)) for place in members])}
     for result in results:
         table[result.name] = wilson(sum(result.correct[place] for place in members), len(members))
     return {name: table[name] for name in BLIND}
 
 
-def _chance(options: Sequence[int]) -> Interval:
-    """Expected accuracy of drawing an option at random, and where 95 % of such draws fall (normal approximation)."""
-    n, shares = len(options), [1 / count for count in options]
+def _chance(shares: Sequence[float]) -> Interval:
+    """Expected accuracy of drawing an answer at random, and where 95 % of such draws fall (normal approximation)."""
+    n = len(shares)
     mean = sum(shares) / n
     spread = 1.96 * sum(share * (1 - share) for share in shares) ** 0.5 / n
     return Interval(mean, max(0.0, mean - spread), min(1.0, mean + spread), n)
 
 
 def _balance(rows: Sequence[Example]) -> dict[str, dict[str, int]]:
-    letters = Counter(row.target for row in rows)
+    letters = Counter(letter for row in rows for letter in choices_in(row.kind, row.target))
     options = Counter(len(row.options) for row in rows)
     return {"letters": dict(sorted(letters.items())), "options": {str(k): n for k, n in sorted(options.items())}}
 

@@ -24,14 +24,13 @@ from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import from_weights
+from medrl.rewards.kinds import check_target
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
-from medrl.runs import RECORDS, append_records, is_evaluation, read_records, read_summary, write_json_atomically
+from medrl.runs import ASKED, RECORDS, append_records, is_evaluation, read_records, read_summary, write_json_atomically
 from medrl.settings import Settings, choose_settings
 from medrl.types import KINDS, Completion, EvalRecord, Example, Kind, Mode, Prompt, relative_to
 
-ASKED = "asked.json"
-"""Who was asked, how and since when; written once, before the first record."""
 RIGHT: dict[Kind, str] = {kind: "choice_correct" if kind == "choice" else "answer_correct" for kind in KINDS}
 """The part that tells whether an answer is right, by kind of question."""
 REWARDS = {kind: from_weights({right: 1.0, "well_formed": 1.0}) for kind, right in RIGHT.items()}
@@ -84,6 +83,8 @@ def evaluate(
     find_template(settings.mode, settings.template)
     if not examples:
         raise DataError("there is nothing to evaluate: the test set is empty")
+    for example in examples:
+        check_target(example)  # what cannot be graded shows now, not when its batch is answered
     out = Path(out)
     name = (facts or {}).get("name", out.name)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medrl.evaluation.intervals import wilson
-from medrl.types import EvalRecord
+from medrl.rewards.kinds import choices_in
+from medrl.types import EvalRecord, Kind
 
 
 def summarize(records: Sequence[EvalRecord]) -> dict[str, Any]:
@@ -13,15 +14,16 @@ def summarize(records: Sequence[EvalRecord]) -> dict[str, Any]:
 
     ``accuracy``: share of right answers with its 95 % Wilson interval. An unreadable answer is a wrong answer.
     ``by_modality``, ``by_question_type``, ``by_source``: the same, per name, sorted by name.
-    ``chance``: expected accuracy of drawing an option at random.
+    ``chance``: expected accuracy of drawing an answer at random; see ``chance``.
     ``parse_fail_rate``, ``truncated_rate``: share of completions without a readable answer, and cut off by the limit.
     ``well_formed``: mean of that reward part, over the records that have it.
-    ``answer_letters``, ``target_letters``: how often each letter was answered, and was right; unreadable not counted.
+    ``answer_letters``, ``target_letters``: how often each letter (or yes, or no) was answered, and was right; what is
+    unreadable or free (a number, words, a box) is not counted.
     """
     return {
         "n": len(records),
         "accuracy": accuracy(records),
-        "chance": _mean(1 / len(record.options) for record in records if record.options),
+        "chance": _mean(chance(record.kind, len(record.options)) for record in records),
         "by_modality": _accuracy_by(records, lambda record: record.modality),
         "by_question_type": _accuracy_by(records, lambda record: record.question_type),
         "by_source": _accuracy_by(records, lambda record: record.source),
@@ -38,6 +40,13 @@ def accuracy(records: Sequence[EvalRecord]) -> dict[str, float | int | None]:
     return wilson(sum(record.correct for record in records), len(records)).as_dict()
 
 
+def chance(kind: Kind, n_options: int) -> float:
+    """Probability that an answer drawn at random is right; 0 where nothing is offered to draw from."""
+    if kind == "multi_select":
+        return 1 / (2**n_options - 1)  # any options but none
+    return {"choice": 1 / max(n_options, 1), "yes_no": 1 / 2}.get(kind, 0.0)
+
+
 def _accuracy_by(
     records: Sequence[EvalRecord], key: Callable[[EvalRecord], str]
 ) -> dict[str, dict[str, float | int | None]]:
@@ -48,8 +57,8 @@ def _accuracy_by(
 
 
 def _letter_histograms(records: Sequence[EvalRecord]) -> dict[str, dict[str, int]]:
-    answers = Counter(record.answer for record in records if record.answer is not None)
-    targets = Counter(record.target for record in records)
+    answers = Counter(letter for record in records for letter in choices_in(record.kind, record.answer))
+    targets = Counter(letter for record in records for letter in choices_in(record.kind, record.target))
     letters = sorted(answers.keys() | targets.keys())  # the same letters in both, so that they can be laid side by side
     return {
         "answer_letters": {letter: answers[letter] for letter in letters},

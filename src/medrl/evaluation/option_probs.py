@@ -14,7 +14,8 @@ from medrl.types import LETTERS, Completion, Example
 def option_probs(
     policy: Policy, examples: Sequence[Example], encoded: Sequence[EncodedPrompt], completions: Sequence[Completion]
 ) -> list[tuple[float, ...] | None]:
-    """For each completion, the probabilities of its options' letters, which sum to 1; None for an unreadable answer.
+    """For each completion, the probabilities of its options' letters, which sum to 1; None for an unreadable answer and
+    for questions that do not ask for one letter.
 
     What is asked is: having seen the prompt and having written all that stands before the answer, which letter comes
     next, of those offered? So it is about the letter, given the reasoning; not about the reasoning.
@@ -46,9 +47,9 @@ def option_probs(
 
 
 def answer_place(example: Example, completion: Completion) -> int | None:
-    """Character of the completion at which its answer begins; None when there is no readable answer."""
+    """Character of the completion at which its answer begins; None when there is no readable answer, or no choice."""
     text = completion.text
-    if parse_answer(text, example.options, completion.mode).letter is None:
+    if example.kind != "choice" or parse_answer(text, example.options, completion.mode).letter is None:
         return None
     # A readable answer stands in the only answer block of its region, which think_after has first and others last.
     opened = [tag for tag in find_tags(text) if tag.name == "answer"]

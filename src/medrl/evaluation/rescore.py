@@ -9,17 +9,20 @@ from statistics import fmean
 from typing import Any
 
 from medrl.errors import DataError, RunError
+from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.metrics import accuracy, summarize
 from medrl.rewards.scorers import CORRECT, FORM, Scorer
-from medrl.runs import is_evaluation, is_run, read_records
-from medrl.types import KINDS, LETTERS, MODES, Completion, EvalRecord, Example, Kind
-
-_KIND_NAMES: dict[str, Kind] = {
-    "mcq": "choice", "multiple_choice": "choice", "multi": "multi_select", "multiselect": "multi_select",
-    "yesno": "yes_no", "closed": "yes_no", "number": "numeric", "open": "short", "open_ended": "short",
-    "short_answer": "short", "short_open": "short", "box_iou": "box", "bbox": "box", "grounding": "box",
-}  # fmt: skip
-"""How other programs call our kinds; a row of completions may use either."""
+from medrl.runs import (
+    ASKED,
+    SUMMARY,
+    append_records,
+    is_evaluation,
+    is_run,
+    read_records,
+    read_summary,
+    write_json_atomically,
+)
+from medrl.types import KINDS, LETTERS, MODES, Completion, EvalRecord, Example, find_kind
 
 
 def rescore(records: Sequence[EvalRecord], scorer: Scorer) -> list[EvalRecord]:
@@ -31,17 +34,25 @@ def rescore(records: Sequence[EvalRecord], scorer: Scorer) -> list[EvalRecord]:
     return rescored
 
 
-def rescore_folder(folder: Path, name: str, scorer: Scorer) -> dict[str, Any]:
+def rescore_folder(folder: Path, name: str, scorer: Scorer, out: Path | None = None) -> dict[str, Any]:
     """Figures of an evaluation folder under ``scorer``: those of `summarize`, and what has changed.
 
     ``mean_score``: mean of the scores, which a scorer with half marks has beside its accuracy. ``recorded_accuracy``:
     as the folder has it; ``changed``: examples whose verdict differs. Raises ``RunError`` when it is none.
+
+    Args:
+        out: a new folder for an evaluation with these verdicts in the place of the recorded ones, for ``compare`` and
+            ``report``; None writes nothing.
     """
+    if out is not None:
+        _check_vacant(out)
     if is_run(folder) and not is_evaluation(folder):
         found = sorted(str(path.parent) for path in folder.glob("eval/*/records.jsonl"))
         raise RunError(f"{folder} is a run; give one of its evaluations: {', '.join(found) or 'it has none yet'}")
     records = read_records(folder)
     rescored = rescore(records, scorer)
+    if out is not None:
+        _write_evaluation(out, rescored, folder, name)
     return {
         "scorer": name,
         "evaluation": str(folder),
@@ -50,6 +61,27 @@ def rescore_folder(folder: Path, name: str, scorer: Scorer) -> dict[str, Any]:
         "recorded_accuracy": accuracy(records),
         "changed": sum(new.correct != old.correct for new, old in zip(rescored, records, strict=True)),
     }
+
+
+def _check_vacant(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not an empty folder: choose another --out, or remove it first")
+
+
+def _write_evaluation(out: Path, records: Sequence[EvalRecord], folder: Path, scorer: str) -> None:
+    """The records as an evaluation folder of its own; what is known of the old one is kept, its figures are not."""
+    before = read_summary(folder) if is_evaluation(folder) else {}
+    facts = {**before, "name": f"{before.get('name') or folder.name} ({scorer})"}
+    facts |= {"scorer": scorer, "rescored_from": str(folder.resolve()), **summarize(records)}
+    blind = {entry["name"]: entry["correct"] for entry in before.get("blind") or []}
+    if blind:
+        best = max(blind, key=lambda baseline: sum(blind[baseline].values()))
+        comparison = compare_to_blind(records, blind[best], name=facts["name"], blind_name=best)
+        facts["comparison_to_blind"] = comparison.as_dict()
+    # Who goes on with `medrl eval` in this folder would mix verdicts: it asks for this file first.
+    write_json_atomically(out / ASKED, {"rescored_by": scorer, "started": before.get("started")})
+    append_records(out, records)
+    write_json_atomically(out / SUMMARY, facts)
 
 
 def rescore_file(file: Path, scorer: Scorer) -> Iterator[dict[str, Any]]:
@@ -128,9 +160,8 @@ def _completion_of_row(row: Mapping[str, Any], place: str) -> Completion:
 
 
 def _example_of_row(row: Mapping[str, Any], place: str) -> Example:
-    kind = str(row.get("kind") or "choice").casefold().replace("-", "_").replace("/", "_").replace(" ", "_")
-    kind = _KIND_NAMES.get(kind, kind)
-    if kind not in KINDS:
+    kind = find_kind(str(row.get("kind") or "choice"))
+    if kind is None:
         raise DataError(f"{place} has kind {row['kind']!r}; the kinds are {', '.join(KINDS)}")
     options = row.get("options") or ()
     if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):

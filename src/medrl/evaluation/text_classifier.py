@@ -3,6 +3,8 @@
 Each option gets a score, linear in a bag of words; the scores of a question's options make a softmax (a conditional
 logit). The bag holds the option's words, the option as a whole, its letter, and each word of the question joined with
 the option, so that "modality" can speak for "MRI". Convex, so there is one best fit; its one setting is not tuned.
+Of yes and no it chooses likewise; a question that asks for several options, or offers none, is answered as
+`fit_question_option_prior` does.
 Source: McFadden 1974, "Conditional logit analysis of qualitative choice behavior".
 """
 
@@ -12,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from medrl.types import LETTERS, Example
+from medrl.evaluation.blind import fit_question_option_prior, offered
+from medrl.types import Example
 
 _BUCKETS = 2**18
 _RIDGE = 1.0
@@ -22,11 +25,15 @@ _WORD = re.compile(r"\w+")
 
 
 def fit_text_classifier(train: Sequence[Example]) -> Callable[[Sequence[Example]], list[str]]:
-    """Fit on questions, options and targets; returns examples -> letters, of which images and targets are not read."""
+    """Fit on questions, options and targets; returns examples -> answers, of which images and targets are not read."""
     from scipy.optimize import minimize
 
-    features, starts = _featurize(train)
-    right = starts + np.array([LETTERS.index(example.target) for example in train])
+    otherwise = fit_question_option_prior(train)
+    choices = [example for example in train if _is_one_of_several(example)]
+    if not choices:
+        return lambda examples: [otherwise(example) for example in examples]
+    features, starts = _featurize(choices)
+    right = starts + np.array([list(offered(example)).index(example.target) for example in choices])
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         log_probs = _log_softmax(features @ weights, starts)
@@ -36,14 +43,21 @@ def fit_text_classifier(train: Sequence[Example]) -> Callable[[Sequence[Example]
 
     fit = minimize(loss, np.zeros(_BUCKETS), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
 
-    def answer(examples: Sequence[Example]) -> list[str]:
-        if not examples:
-            return []
+    def choose(examples: Sequence[Example]) -> list[str]:
         tested, begins = _featurize(examples)
         scores = np.split(tested @ fit.x, begins[1:])
-        return [LETTERS[int(np.argmax(own))] for own in scores]
+        return [list(offered(row))[int(np.argmax(own))] for row, own in zip(examples, scores, strict=True)]
+
+    def answer(examples: Sequence[Example]) -> list[str]:
+        asked = [example for example in examples if _is_one_of_several(example)]
+        chosen = iter(choose(asked) if asked else ())
+        return [next(chosen) if _is_one_of_several(row) else otherwise(row) for row in examples]
 
     return answer
+
+
+def _is_one_of_several(example: Example) -> bool:
+    return example.kind != "multi_select" and bool(offered(example))
 
 
 def _log_softmax(scores: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -61,7 +75,7 @@ def _featurize(examples: Sequence[Example]):
     rows, starts = [], []
     for example in examples:
         starts.append(len(rows))
-        for letter, option in zip(LETTERS, example.options, strict=False):
+        for letter, option in offered(example).items():
             pair = example.question, option
             if pair not in known:
                 known[pair] = _bag(*pair)

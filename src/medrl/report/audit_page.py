@@ -71,7 +71,7 @@ def _balance(audit: Audit, what: str, label: str) -> str:
     names = sorted({name for side in audit.balance.values() for name in side[what]}, key=lambda name: (len(name), name))
     sides = [("s0", audit.balance["train"][what], audit.n_train), ("s1", audit.balance["test"][what], audit.n_test)]
     groups = [(name, [(css, counts.get(name, 0) / n) for css, counts, n in sides]) for name in names]
-    return plots.bar_chart(groups, label)
+    return plots.bar_chart(groups, label) if groups else ""
 
 
 def _pair(audit: Audit, match: ImageMatch) -> Pair:

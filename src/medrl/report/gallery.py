@@ -11,6 +11,7 @@ from pathlib import Path
 from medrl.data.images import open_image
 from medrl.errors import ImageError
 from medrl.report.tables import Evaluation
+from medrl.rewards.kinds import choices_in
 from medrl.types import LETTERS, EvalRecord
 
 N_ITEMS = 24
@@ -63,7 +64,7 @@ class Item:
     record: EvalRecord
     pictures: list[Picture]
     options: list[tuple[str, str, bool]]
-    """(letter, text, whether it is the right one)."""
+    """(letter, text, whether it is right), where the question asks for letters."""
     answered: list[Answered]
 
 
@@ -138,7 +139,9 @@ def _item(kind: str, heading: str, before: EvalRecord, after: EvalRecord, evalua
         record=before,
         pictures=[embed_image(Path(store) if store else None, name) for name in before.images],
         options=[
-            (letter, text, letter == before.target) for letter, text in zip(LETTERS, before.options, strict=False)
+            (letter, text, letter in choices_in(before.kind, before.target))
+            for letter, text in zip(LETTERS, before.options, strict=False)
+            if before.kind in ("choice", "multi_select")
         ],
         answered=answered,
     )

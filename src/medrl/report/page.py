@@ -176,7 +176,7 @@ def _domain_part(title: str, rows: Sequence[DomainRow], series: Sequence[tuple[s
 
 
 def _letters(evaluations: Sequence[Evaluation]) -> str:
-    """How often each letter was answered, per evaluation, and how often it is right."""
+    """How often each letter was answered, per evaluation, and how often it is right; empty where answers are free."""
     targets = evaluations[0].figures["target_letters"]
     histograms = [
         *((f"s{index % plots.N_COLORS}", item.figures["answer_letters"]) for index, item in enumerate(evaluations)),
@@ -187,7 +187,7 @@ def _letters(evaluations: Sequence[Evaluation]) -> str:
         (letter, [(css, histogram.get(letter, 0) / (sum(histogram.values()) or 1)) for css, histogram in histograms])
         for letter in letters
     ]
-    return plots.bar_chart(groups, "Share of each letter among the answers and among the targets")
+    return plots.bar_chart(groups, "Share of each letter among the answers and among the targets") if groups else ""
 
 
 def _by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:

@@ -1,6 +1,6 @@
 """Rewards: pure functions of an example and a completion."""
 
-from medrl.rewards.choose import load_function, make_reward
+from medrl.rewards.choose import default_weights, load_function, make_reward
 from medrl.rewards.combine import (
     PARTS,
     BySource,
@@ -42,6 +42,7 @@ __all__ = [
     "brief_up_to",
     "check_gold",
     "choice_correct",
+    "default_weights",
     "embedding_similarity",
     "find_scorer",
     "from_weights",

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,10 +19,16 @@ from typing import Any
 from medrl.errors import SettingsError
 from medrl.rewards.combine import PARTS, BySource, find_part, weighted
 from medrl.rewards.guard import renaming_errors
-from medrl.types import Reward
+from medrl.types import Kind, Reward
 
 BY_SOURCE = "by_source"
 DEFAULT = "default"
+
+
+def default_weights(kinds: Iterable[Kind]) -> dict[str, float]:
+    """Parts and weights for questions of these kinds where nothing else is asked for: right answer and right form."""
+    right = "choice_correct" if set(kinds) <= {"choice"} else "answer_correct"
+    return {right: 1.0, "well_formed": 1.0}
 
 
 def make_reward(spec: str | Mapping[str, Any], folders: Sequence[Path] = (Path(),)) -> Reward:

@@ -26,10 +26,14 @@ def read_multi_select(text: str, options: Sequence[str]) -> tuple[str | None, st
 
 
 def _options_listed(text: str, options: Sequence[str]) -> tuple[set[int] | None, str]:
+    body = strip_lead_in(clean(text))
+    # Letters mean the options they stand for, even where an option's own text is a letter: "A, C" is two of them.
+    listed = [trim(piece) for piece in re.split(r"[,;\n]", body)]
+    if len(listed) > 1 and all(len(piece) == 1 and "a" <= piece < chr(ord("a") + len(options)) for piece in listed):
+        return {ord(piece) - ord("a") for piece in listed}, ""
     whole, problem = read_choice(text, options)
     if whole is not None:
         return {whole}, ""
-    body = strip_lead_in(clean(text))
     letters = [ord(char) - ord("a") for char in trim(body)]
     if letters == sorted(set(letters)) and letters and letters[0] >= 0 and letters[-1] < len(options):
         return set(letters), ""

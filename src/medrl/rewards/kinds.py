@@ -50,6 +50,13 @@ def is_right(example: Example, answer: Answer) -> bool:
     return answer.value is not None and rules_of(example).is_right(answer.value, example)
 
 
+def choices_in(kind: Kind, answer: str | None) -> list[str]:
+    """The letters, or yes or no, that an answer or target is made of; none for kinds whose answers are free."""
+    if answer is None or kind not in ("choice", "multi_select", "yes_no"):
+        return []
+    return answer.split(", ") if kind == "multi_select" else [answer]
+
+
 def check_target(example: Example) -> None:
     """Raise `RewardError` naming the example when its target is none that its kind can have."""
     if example.kind in ("choice", "multi_select"):

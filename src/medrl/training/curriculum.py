@@ -17,6 +17,7 @@ from medrl.rollout.collect import Ask, collect
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run
 from medrl.settings import Settings
+from medrl.training.monitors import is_right
 from medrl.types import Example, Group, Reward
 
 BEFORE_TRAINING = -1
@@ -81,7 +82,7 @@ def pass_rates(
 
 def count_right(group: Group) -> int:
     """How many completions of a group answered rightly."""
-    return sum(rollout.score.answer == group.example.target for rollout in group.rollouts)
+    return sum(is_right(group.example, rollout) for rollout in group.rollouts)
 
 
 def arrange(

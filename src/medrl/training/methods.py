@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from medrl.data.prompts import neutralize
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
@@ -21,6 +22,7 @@ from medrl.rollout.sampling import Sampling
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Batch, Objective, TrainingGroup, pack_groups
 from medrl.training.group_relative import Draw, GroupRelative, check_warm
+from medrl.training.monitors import is_right
 from medrl.training.released import RELEASED, ReleasedTurns
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
 
@@ -147,7 +149,7 @@ Method = GroupRelative | Supervised | RejectionSampling
 
 def keep_best(group: Group, keep: str) -> list[float]:
     """1.0 for each completion of a group to imitate: right answers only; with ``best`` one of them."""
-    right = [i for i, r in enumerate(group.rollouts) if r.score.answer == group.example.target]
+    right = [i for i, r in enumerate(group.rollouts) if is_right(group.example, r)]
     if keep == "best" and right:
         scores = [(-group.rollouts[i].score.value, len(group.rollouts[i].completion.token_ids), i) for i in right]
         right = [min(scores)[2]]
@@ -194,7 +196,8 @@ def demonstrate(
 def _target_text(example: Example, mode: Mode, objective: SFT) -> str:
     if objective.emulate != "none":
         return RELEASED.format(letter=example.target)
-    rationale = (example.rationale or "").strip() if objective.rationale == "column" else ""
+    # A tag in the data's own text would end the block that it stands in.
+    rationale = neutralize((example.rationale or "").strip()) if objective.rationale == "column" else ""
     return ANSWER_FORMS[mode].format(letter=example.target, rationale=rationale)
 
 
@@ -212,6 +215,12 @@ def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Obj
         raise SettingsError(
             f"sft.emulate {objective.emulate} writes answers without reasoning, but training.mode is {mode}: "
             "set it to no_think"
+        )
+    other = next((example for example in examples if example.kind != "choice"), None)
+    if objective.emulate != "none" and other is not None:
+        raise DataError(
+            f"sft.emulate {objective.emulate} knows only letters, but example {other.id!r} is of kind {other.kind}: "
+            "set sft.emulate to none"
         )
     if objective.rationale == "none" or mode == "no_think":
         return

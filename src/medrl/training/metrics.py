@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from medrl.training.monitors import implied, step_monitors, tags_off
+from medrl.training.monitors import implied, is_right, step_monitors, tags_off
 from medrl.training.update import Update
 from medrl.types import Groups, relative_to
 
@@ -94,6 +94,7 @@ def rollout_rows(
             "parts": rollout.score.parts,
             "answer": rollout.score.answer,
             "target": group.example.target,
+            "right": is_right(group.example, rollout),
             "advantage": advantage,
             "tokens": len(rollout.completion.token_ids),
             "implied": implied(group.example, rollout.completion),

@@ -12,7 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from medrl.rewards.format import BLOCKS
-from medrl.rewards.parse import find_tags
+from medrl.rewards.kinds import choices_in
+from medrl.rewards.kinds import is_right as answer_is_right
+from medrl.rewards.parse import Answer, find_tags
 from medrl.rewards.shaping import implied_option, reasoning_of
 from medrl.types import Completion, Example, Group, Groups, Mode, Rollout
 
@@ -41,12 +43,14 @@ def step_monitors(groups: Groups) -> dict[str, Any]:
 
 
 def is_right(example: Example, rollout: Rollout) -> bool:
-    """Whether the answer that was read is the target."""
-    return rollout.score.answer is not None and rollout.score.answer == example.target
+    """Whether the answer that was read is right by the rules of the example's kind."""
+    return answer_is_right(example, Answer(value=rollout.score.answer))
 
 
 def implied(example: Example, completion: Completion) -> str | None:
-    """Letter of the option that the reasoning comes out at; None where it names none or several."""
+    """Letter of the option that the reasoning comes out at; None where it names none or several, or is no choice."""
+    if example.kind != "choice":
+        return None
     return implied_option(reasoning_of(completion), example.options)
 
 
@@ -61,12 +65,17 @@ def _expected_tags(mode: Mode) -> list[str]:
 
 
 def letter_counts(groups: Iterable[Group]) -> tuple[dict[str, int], dict[str, int]]:
-    """How often each letter was answered, and how often it would have been right; the same letters in both."""
+    """How often each letter was answered, and how often it would have been right; the same letters in both.
+
+    Yes and no count as letters do; answers that are free (a number, words, a box) are not counted.
+    """
     answers: Counter[str] = Counter()
     targets: Counter[str] = Counter()
     for group in groups:
-        answers.update(r.score.answer for r in group.rollouts if r.score.answer is not None)
-        targets[group.example.target] += len(group.rollouts)
+        kind = group.example.kind
+        for rollout in group.rollouts:
+            answers.update(choices_in(kind, rollout.score.answer))
+            targets.update(choices_in(kind, group.example.target))
     letters = sorted(answers.keys() | targets.keys())
     return {letter: answers[letter] for letter in letters}, {letter: targets[letter] for letter in letters}
 

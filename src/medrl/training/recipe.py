@@ -12,7 +12,7 @@ from medrl.errors import DataError
 from medrl.grpo import GRPO
 from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import load_policy
-from medrl.rewards import make_reward
+from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
 from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
@@ -41,8 +41,10 @@ class Recipe(Settings):
     method: Literal["grpo", "sft", "rft"] = "grpo"
     policy: PolicySettings
     data: Data
-    reward: str | dict[str, Any] = Field(default={"choice_correct": 1.0, "well_formed": 1.0})
-    """Parts of the reward and their weights, ``FILE.py:FUNCTION``, or rewards ``by_source``: docs/rewards.md."""
+    reward: str | dict[str, Any] | None = None
+    """Parts of the reward and their weights, ``FILE.py:FUNCTION``, or rewards ``by_source``: docs/rewards.md. None:
+    right answer and right form, with ``choice_correct`` where all questions are choices, else ``answer_correct``; the
+    recipe that the run keeps says which."""
     grpo: GRPO = GRPO()
     sft: SFT = SFT()
     rft: RFT = RFT()
@@ -72,11 +74,14 @@ def run_settings(
     """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
     if resume == "never":
         check_vacant(out)  # before a model of gigabytes is loaded
-    reward = make_reward(settings.reward, folders)
-    reward_files = describe_files(settings.reward, folders)
+    if settings.reward is not None:
+        make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
     info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
     train_set = select(store.load(settings.data.train), settings.data)
+    spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
+    settings = settings.model_copy(update={"reward": spec})
+    reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
     return train(
         load_policy(settings.policy),
         train_set,

@@ -96,6 +96,7 @@ def _mmmu(place: Row, pictures: Pictures) -> Example:
         question=question,
         modality=_alternatives(text_or(row, "unknown", "img_type"))[0],
         question_type=subject.replace("_", " "),
+        rationale=text_or(row, "", "explanation") or None,
         **form,
     )
 

@@ -1,6 +1,7 @@
 """Fields of a row -> fields of an Example: texts, option lists in every spelling, answers as letter or text."""
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from medrl.types import LETTERS
 YES_NO = ("yes", "no")
 _PREFIX = re.compile(r"\s*\(?([A-J])\s*[).:、．]\s*")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 _LETTER_ANSWER = re.compile(r"\(?([A-Ja-j])\s*[).:]?\s*$")
 
 
@@ -128,10 +130,33 @@ def read_answer(answer: str, options: Sequence[str]) -> str:
         raise error
 
 
+def answer_items(row: dict[str, Any], *names: str) -> list[str]:
+    """The answer, or the several answers, in the first of the fields ``names`` that the row has.
+
+    A list, a list written in a string, or one value; true and false are yes and no.
+    """
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise RowError(f"missing field {' or '.join(names)}")
+    value = row[name]
+    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # then: a text in brackets
+            value = ast.literal_eval(value.strip())
+    items = value if isinstance(value, list | tuple) and value else [value]
+    words = [("yes" if item else "no") if isinstance(item, bool) else item for item in items]
+    return [answer_text(text({name: item}, name)) for item in words]
+
+
 def answer_text(answer: str) -> str:
     """What stands in ``<answer>`` tags, or all of it where there are none, stripped."""
     tagged = _TAGGED.search(answer)
     return (tagged[1] if tagged else answer).strip()
+
+
+def reasoning_text(answer: str) -> str | None:
+    """What stands in ``<think>`` tags; None where there are none, or nothing in them."""
+    thought = _THOUGHT.search(answer)
+    return (thought[1].strip() or None) if thought else None
 
 
 def normal(value: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from medrl.data.readers.fields import (
     YES_NO,
+    answer_items,
     check_options,
     fields_of,
     normal,
@@ -19,7 +20,7 @@ from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
 from medrl.errors import SettingsError
-from medrl.types import KINDS, LETTERS, Example
+from medrl.types import KINDS, LETTERS, Example, Kind, find_kind
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "question_id"),
@@ -33,8 +34,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id"),
     "kind": ("kind",),
     "tolerance": ("tolerance",),
+    "references": ("references",),
+    "rationale": ("rationale", "reasoning", "explanation"),
 }
 """Ours -> the names under which it is looked for when no mapping names one."""
+_YES_NO_WORDS = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
+"""How tables write yes and no where the kind says that it is one of them."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
@@ -69,7 +75,8 @@ def read_table(
 
     A row has an image (or several: a list, or ``a.png|b.png``), a question and an answer. Options are a list, a list
     in a string, ``x|y|z``, ``A) x, B) y``, or columns ``option_A``, ``option_B``...; the answer is then a letter or an
-    option's text. Without options it is yes or no, or a few words; a column ``kind`` says otherwise.
+    option's text. Without options it is yes or no, or a few words; a column ``kind`` says otherwise. Several right
+    options are a list, a list in a string, or ``A, C``; a box is four numbers.
 
     Args:
         mapping: ours -> the table's column, see ``COLUMNS``.
@@ -115,38 +122,70 @@ def _table_row(
         modality=text_or(row, "unknown", *columns["modality"]),
         question_type=text_or(row, "unknown", *columns["question_type"]),
         patient=pseudonym(patient) if patient else None,
-        **answer_form(
-            _options(row, columns),
-            text(row, *columns["answer"]),
-            text_or(row, "", *columns["kind"]),
-            text_or(row, "", *columns["tolerance"]),
-        ),
+        rationale=text_or(row, "", *columns["rationale"]) or None,
+        **_answer_cells(row, columns),
     )
 
 
-def answer_form(options: tuple[str, ...], answer: str, kind: str = "", tolerance: str = "") -> dict[str, Any]:
-    """Kind, options and target that options and answer make; ``kind`` empty: as they look.
+def _answer_cells(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    kind = text_or(row, "", *columns["kind"])
+    known = find_kind(kind) if kind else None
+    if kind and known is None:
+        raise RowError(f"kind is {kind!r}; the kinds are {', '.join(KINDS)}")
+    answers = answer_items(row, *columns["answer"])
+    references = answer_items(row, *columns["references"]) if _cell(row, columns["references"]) is not None else ()
+    form = answer_form(_options(row, columns), answers, known, text_or(row, "", *columns["tolerance"]))
+    return form | ({"references": (*form.get("references", ()), *references)} if form["kind"] == "short" else {})
+
+
+def answer_form(
+    options: tuple[str, ...], answers: Sequence[str], kind: Kind | None = None, tolerance: str = ""
+) -> dict[str, Any]:
+    """Kind, options and target that options and answers make; ``kind`` None: as they look.
+
+    Args:
+        answers: one; or several right options, the sides of a box, or a few words and other words as right as those.
 
     Raises:
         RowError: they do not fit each other.
     """
-    plain = normal(answer).casefold().rstrip(".")
-    kind = kind or ("choice" if options else "yes_no" if plain in YES_NO else "short")
-    if kind not in KINDS:
-        raise RowError(f"kind is {kind!r}; the kinds are {', '.join(KINDS)}")
+    first, *others = answers
+    plain = normal(first).casefold().rstrip(".")
+    kind = kind or (
+        ("multi_select" if others else "choice") if options else "yes_no" if plain in YES_NO and not others else "short"
+    )
     if kind == "multi_select":
-        letters = sorted({read_answer(item, options) for item in re.split(r"[,;|]", answer)})
+        items = answers if others else re.split(r"[,;|]", first)
+        letters = sorted({read_answer(item, options) for item in items})
         return {"kind": kind, "options": check_options(options, letters[0]), "target": ", ".join(letters)}
+    if kind == "box":
+        return {"kind": kind, "options": (), "target": _box(", ".join(answers))}
+    if kind == "short":
+        return {"kind": kind, "options": (), "target": first, "references": tuple(others)}
+    if others:
+        raise RowError(f"{len(answers)} answers, but a question of kind {kind} has one")
     if kind == "choice":
-        target = read_answer(answer, options)
+        target = read_answer(first, options)
         return {"kind": kind, "options": check_options(options, target), "target": target}
-    if kind == "yes_no" and plain not in YES_NO:
-        raise RowError(f"answer {answer!r} is neither yes nor no")
-    return {"kind": kind, "options": (), "target": plain if kind == "yes_no" else answer, "tolerance": tolerance}
+    if kind == "yes_no":
+        if plain not in _YES_NO_WORDS:
+            raise RowError(f"answer {first!r} is neither yes nor no")
+        return {"kind": kind, "options": (), "target": _YES_NO_WORDS[plain]}
+    if not _NUMBER.search(first):
+        raise RowError(f"answer {first!r} is no number; a numeric answer is one number and its unit, e.g. '3.5 cm'")
+    return {"kind": kind, "options": (), "target": first, "tolerance": tolerance}
+
+
+def _box(written: str) -> str:
+    """``x1, y1, x2, y2`` of a box in any writing with four numbers."""
+    sides = [float(number) for number in _NUMBER.findall(written)]
+    if len(sides) != 4 or sides[0] >= sides[2] or sides[1] >= sides[3]:
+        raise RowError(f"answer {written!r} is no box: four numbers, left, top, right, bottom, with an area between")
+    return ", ".join(f"{side:g}" for side in sides)
 
 
 def _options(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    whole = next((row[name] for name in columns["options"] if row.get(name) not in (None, "", [])), None)
+    whole = _cell(row, columns["options"])
     if whole is not None:
         return option_list(whole)
     values = [next((row[name] for name in columns[f"option_{x}"] if row.get(name)), None) for x in LETTERS]
@@ -154,6 +193,10 @@ def _options(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tup
     if None in values[:count]:
         raise RowError(f"missing field option_{LETTERS[values.index(None)]}")
     return option_list(values[:count]) if count else ()
+
+
+def _cell(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
 
 
 def _image_cell(row: dict[str, Any], names: tuple[str, ...]) -> Any:

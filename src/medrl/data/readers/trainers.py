@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medrl.data.prompts import TEMPLATES
-from medrl.data.readers.fields import answer_text, fields_of, option_list, split_inline, text, text_or
+from medrl.data.readers.fields import answer_text, fields_of, option_list, reasoning_text, split_inline, text, text_or
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
 from medrl.data.readers.tables import answer_form
+from medrl.data.store import find_problem
 from medrl.types import Example
 
 IMAGE_MARK = "<image>"
@@ -58,6 +59,7 @@ def _trainer_row(place: Row, pictures: Pictures) -> Example:
         return Example(**own, images=images)
     question = _bare(said)
     answer = _answer(row, turns)
+    said_back = _content(turns["assistant"])[0] if turns.get("assistant") is not None else ""
     options: tuple[str, ...] = ()
     if row.get("options"):
         options = option_list(row["options"])
@@ -74,7 +76,8 @@ def _trainer_row(place: Row, pictures: Pictures) -> Example:
         question=question,
         modality=text_or(row, "unknown", "modality"),
         question_type=text_or(row, "unknown", "question_type"),
-        **answer_form(options, answer),
+        rationale=text_or(row, "", "rationale") or reasoning_text(f"{said_back}\n{answer}"),
+        **answer_form(options, [answer_text(answer)]),
     )
 
 
@@ -119,15 +122,16 @@ def _content(content: Any) -> tuple[str, list[Any]]:
 
 
 def _answer(row: dict[str, Any], turns: dict[str, Any]) -> str:
+    """The right answer as it is written, with the reasoning that may stand before it."""
     reward = row.get("reward_model")
     if isinstance(reward, dict) and reward.get("ground_truth") is not None:
-        return answer_text(text(reward, "ground_truth"))
+        return text(reward, "ground_truth")
     holders = [row, *(row[name] for name in _HOLDERS if isinstance(row.get(name), dict))]
     for holder in holders:
         if any(holder.get(name) is not None for name in _ANSWERS):
-            return answer_text(text(holder, *_ANSWERS))
+            return text(holder, *_ANSWERS)
     if turns.get("assistant") is not None:
-        return answer_text(_content(turns["assistant"])[0])
+        return _content(turns["assistant"])[0]
     raise RowError(f"missing field {' or '.join(_ANSWERS)}, and no message is the assistant's")
 
 
@@ -165,9 +169,8 @@ def _own(row: dict[str, Any]) -> dict[str, Any] | None:
         or not {"id", "source", "question", "target"} <= texts.keys()
     ):
         raise RowError(f"field {OWN_FIELD} lacks text for id, source, question or target")
-    form = answer_form(own["options"], own["target"], own.get("kind", "choice"))
-    if form["target"] != own["target"]:
-        raise RowError(f"field {OWN_FIELD}: target {own['target']!r} is no answer of kind {own.get('kind', 'choice')}")
+    if problem := find_problem(own.get("kind", "choice"), own["options"], own["target"]):
+        raise RowError(f"field {OWN_FIELD} has {problem}")
     return own
 
 
