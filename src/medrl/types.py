@@ -33,7 +33,8 @@ _KIND_NAMES: dict[str, Kind] = {
 def find_kind(name: str) -> Kind | None:
     """The kind that goes by ``name``, ours or another program's, in any case; None when there is none."""
     plain = name.casefold().replace("-", "_").replace("/", "_").replace(" ", "_")
-    return next((kind for kind in KINDS if kind == plain), _KIND_NAMES.get(plain))
+    known: dict[str, Kind] = {kind: kind for kind in KINDS}
+    return (known | _KIND_NAMES).get(plain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

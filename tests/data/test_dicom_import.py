@@ -13,6 +13,7 @@ from medrl.cli import app
 from medrl.data import store
 from medrl.data.pseudonyms import Salt
 from medrl.errors import DataError
+from medrl.types import Example
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -219,3 +220,18 @@ def test_a_salt_that_is_none_is_refused(tmp_path):
         (tmp_path / "salt").write_text(content)
         with pytest.raises(DataError, match=r"64 hex digits"):
             Salt.open(tmp_path / "salt")
+
+
+def test_a_store_made_from_python_neither_links_to_a_scan_nor_is_called_after_it(tmp_path):
+    secrets = write(tmp_path / "raw" / "ZQXWV^JANE" / "ZQXWV-scan.dcm")
+    Image.new("L", (8, 8)).save(tmp_path / "raw" / "b.png")
+    images = (tmp_path / "raw" / "ZQXWV^JANE" / "ZQXWV-scan.dcm", tmp_path / "raw" / "b.png")
+    row = Example(id="1", source="s", images=images, question="?", options=("CT", "MRI"), target="A")
+    with pytest.raises(DataError, match=r"image 0 is a DICOM file.*copy=True") as refused:
+        store.write_store(tmp_path / "linked", [row], source="s", license="l", copy=False)
+    assert "ZQXWV" not in str(refused.value) and not (tmp_path / "linked").exists()
+    store.write_store(tmp_path / "copied", [row], source="s", license="l")
+    written = everything_written(tmp_path / "copied")
+    assert [secret for secret in secrets if secret in written] == []
+    (kept,) = store.load(tmp_path / "copied")
+    assert kept.images[0].name.startswith("scan-") and Image.open(kept.images[0]).size == (16, 16)

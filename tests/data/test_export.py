@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from medrl.cli import app
 from medrl.data import store
 from medrl.data.export import FORMATS
+from medrl.data.store_rows import COLUMNS
 from medrl.rewards import answer_correct, gold_completion, weighted, well_formed
 from medrl.rewards.adapters import as_easyr1, as_trl, as_verl
 from medrl.types import Example
@@ -64,7 +65,7 @@ def test_what_goes_out_comes_back_without_loss(tmp_path, name):
     before, after = store.load(first), store.load(tmp_path / "back")
 
     def plain(root: Path, row: Example):
-        return {**{f: getattr(row, f) for f in store.COLUMNS}, "images": [str(i.relative_to(root)) for i in row.images]}
+        return {**{f: getattr(row, f) for f in COLUMNS}, "images": [str(i.relative_to(root)) for i in row.images]}
 
     assert [plain(tmp_path / "back", row) for row in after] == [plain(first, row) for row in before]
     for old, new in zip(before, after, strict=True):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medrl.data import store
+from medrl.data.paths import safe_path
+from medrl.data.store_rows import COLUMNS, write_rows
 from medrl.errors import DataError
 from medrl.types import Example
 
@@ -62,7 +64,7 @@ def test_datasets_reads_the_parquet(tmp_path, monkeypatch):
     rows = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "s/data.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert tuple(rows.column_names) == store.COLUMNS
+    assert tuple(rows.column_names) == COLUMNS
     assert rows[1]["images"] == ["images/CT & MR/[x] {y}.png"] and rows[1]["options"] == ["CT", "MRI", "OCT"]
     assert rows[1]["patient"] is None
 
@@ -89,7 +91,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_write_rows", full_disk)
+    monkeypatch.setattr(store, "write_rows", full_disk)
     with pytest.raises(DataError, match="No space"):
         write(tmp_path / "s", rows)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -171,7 +173,7 @@ def test_a_newer_or_broken_store_json_is_refused(tmp_path):
 )  # fmt: skip
 def test_a_path_that_leads_out_is_refused(tmp_path, path):
     with pytest.raises(DataError, match="image path"):
-        store.safe_path(tmp_path, path)
+        safe_path(tmp_path, path)
 
 
 def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_not(tmp_path):
@@ -181,14 +183,14 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_not(tmp_path):
     os.symlink(tmp_path, root / "out")
     os.symlink(root / "real", root / "alias")
     with pytest.raises(DataError, match="symbolic link"):
-        store.safe_path(root, "out/secret.png")
-    assert store.safe_path(root, "alias/a.png") == root / "alias" / "a.png"
+        safe_path(root, "out/secret.png")
+    assert safe_path(root, "alias/a.png") == root / "alias" / "a.png"
 
 
 def test_a_store_whose_rows_point_outside_does_not_load(tmp_path):
     rows = make_examples(tmp_path / "raw", ("a.png",))
     write(tmp_path / "s", rows)
-    store._write_rows(tmp_path / "s/data.parquet", [replace(rows[0], images=(Path("../raw/a.png"),))])
+    write_rows(tmp_path / "s/data.parquet", [replace(rows[0], images=(Path("../raw/a.png"),))])
     with pytest.raises(DataError, match=r"row 0: image path '../raw/a.png'"):
         store.load(tmp_path / "s")
 
@@ -218,7 +220,7 @@ def test_a_store_by_reference_is_still_left_by_no_path(tmp_path):
     write(tmp_path / "s", rows, copy=False)
     os.symlink(tmp_path / "secret.png", tmp_path / "raw/link.png")
     for image in ("images/../secret.png", "images/link.png"):
-        store._write_rows(tmp_path / "s/data.parquet", [replace(row, images=(Path(image),)) for row in rows])
+        write_rows(tmp_path / "s/data.parquet", [replace(row, images=(Path(image),)) for row in rows])
         with pytest.raises(DataError, match="row 0: image path"):
             store.load(tmp_path / "s")
 

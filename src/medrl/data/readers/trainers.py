@@ -16,7 +16,7 @@ from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
 from medrl.data.readers.tables import answer_form
-from medrl.data.store import find_problem
+from medrl.data.store_rows import find_problem
 from medrl.types import Example
 
 IMAGE_MARK = "<image>"
