@@ -232,6 +232,9 @@ def test_an_audit_writes_its_files_and_ends_with_3_when_a_rule_is_broken(home, t
 def test_a_protocol_and_resampling_are_chosen_by_name(home, tmp_path):
     known = ("split", home / "store", "--by", "none", "--protocol", "med-r1")
     assert "leave those out" in fails(2, *known, "--test", 0.3, "--out", tmp_path / "a")
+    medvlm = ("split", home / "store", "--protocol", "medvlm-r1", "--out", tmp_path / "m")
+    assert "divides by modality, not by source" in fails(2, *medvlm, "--by", "source")
+    assert "no examples of X-Ray" in fails(1, *medvlm)
     assert "goes with --resample-distractors" in fails(2, *known, "--drop-unbalanced", "--out", tmp_path / "a")
     result = run(*known, "--resample-distractors", "--out", tmp_path / "a")
     assert result.exit_code == 0 and "unchanged" in result.stdout

@@ -22,8 +22,11 @@ def split(
     ] = None,
     test: Annotated[float | None, typer.Option(help="Share of each domain that goes to test.  [default: 0.2]")] = None,
     protocol: Annotated[
-        Literal["med-r1", "med-r1-disjoint"] | None,
-        typer.Option(help="The paper's 80/20 by question, or the same with no image on both sides."),
+        Literal["med-r1", "med-r1-disjoint", "medvlm-r1"] | None,
+        typer.Option(
+            help="Med-R1's 80/20 by question, or the same with no image on both sides; MedVLM-R1's 600 on MRI to train "
+            "on and 300 each on MRI, CT and X-ray to test on (other numbers by the two sizes)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Names the division.")] = 0,
     train_size: Annotated[
@@ -48,9 +51,10 @@ def split(
       medrl split data/omnimedvqa --by modality --out data/by-modality
       medrl split data/omnimedvqa --by none --train-size 600 --out data/few
       medrl split data/omnimedvqa --by question_type --protocol med-r1 --out data/as-in-the-paper
+      medrl split data/omnimedvqa --protocol medvlm-r1 --out data/medvlm-r1
     """
     from medrl.data.split_store import split_store
-    from medrl.data.splits import PROTOCOLS
+    from medrl.data.splits import PROTOCOLS, Protocol
     from medrl.errors import SettingsError
     from medrl.evaluation.audit import blind_summary
 
@@ -58,17 +62,21 @@ def split(
         raise SettingsError(f"--protocol {protocol} says what --keep-together and --test say: leave those out")
     if drop_unbalanced and not resample_distractors:
         raise SettingsError("--drop-unbalanced goes with --resample-distractors: give both, or neither")
-    if protocol:
-        keep_together, test = PROTOCOLS[protocol].keep_together, PROTOCOLS[protocol].test_fraction
+    asked = Protocol(test_fraction=0.2 if test is None else test, keep_together=keep_together or "image")
+    chosen = PROTOCOLS[protocol] if protocol else asked
+    if chosen.by and by != chosen.by:
+        raise SettingsError(f"--protocol {protocol} divides by {chosen.by}, not by {by}: leave --by out")
     parts = split_store(
         source,
         out,
         by=None if by == "none" else by,
-        keep_together=keep_together or "image",
-        test_fraction=0.2 if test is None else test,
+        keep_together=chosen.keep_together,
+        test_fraction=chosen.test_fraction,
         seed=seed,
-        train_size=train_size,
-        test_size=test_size,
+        train_size=train_size or chosen.train_size,
+        test_size=test_size or chosen.test_size,
+        trained=chosen.trained,
+        tested=chosen.tested,
         resample=resample_distractors,
         drop_unbalanced=drop_unbalanced,
         measure=blind_summary,

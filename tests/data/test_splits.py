@@ -1,7 +1,7 @@
 """No picture and no patient on both sides."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +203,28 @@ def test_sizes_are_kept_per_domain_and_too_much_is_an_error():
     assert {domain: (len(train), len(test)) for domain, (train, test) in split.items()} == {"CT": (6, 2), "MRI": (6, 2)}
     with pytest.raises(DataError, match="has 16 train examples, but train_size is 17"):
         split_examples(examples, test_fraction=0.2, seed=0, keep_together="none", by="modality", train_size=17)
+
+
+def medvlm_r1(examples, **changes):
+    chosen = {**asdict(splits.PROTOCOLS["medvlm-r1"]), "seed": 0, "keep_together": "none", **changes}
+    return split_examples(examples, **chosen)
+
+
+def test_medvlm_r1_s_protocol_trains_on_600_of_mri_and_tests_on_300_of_each_of_three():
+    modalities = ["MRI"] * 1600 + ["CT"] * 1600 + ["X-Ray"] * 1600 + ["OCT"] * 50
+    examples = [row(i, modality=m, kind="XY"[i % 2]) for i, m in enumerate(modalities)]
+    split = medvlm_r1(examples)
+    counts = {domain: (len(train), len(test)) for domain, (train, test) in split.items()}
+    assert counts == {"MRI": (600, 300), "CT": (0, 300), "X-Ray": (0, 300)}
+    few = medvlm_r1(examples, train_size=300)
+    assert {e.id for e in few["MRI"][0]} < {e.id for e in split["MRI"][0]} and few["CT"] == split["CT"]
+    assert not {e.id for e in split["MRI"][0]} & {e.id for e in split["MRI"][1]}
+    assert splits.PROTOCOLS["medvlm-r1"].keep_together == "image"
+
+
+def test_a_protocol_over_domains_that_are_missing_names_those_there_are():
+    with pytest.raises(DataError, match="no examples of X-Ray; there are CT, MRI"):
+        medvlm_r1([row(1, modality="MRI"), row(2, modality="CT")])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ def split_store(
     seed: int = 0,
     train_size: int | None = None,
     test_size: int | None = None,
+    trained: Sequence[str] = (),
+    tested: Sequence[str] = (),
     resample: bool = False,
     drop_unbalanced: bool = False,
     measure: Callable[[list[Example], list[Example]], dict[str, Any]] | None = None,
@@ -67,6 +69,8 @@ def split_store(
         by=by,
         train_size=train_size,
         test_size=test_size,
+        trained=trained,
+        tested=tested,
         quiet=quiet,
     )
     names = {domain: slug(domain) for domain in divided}
@@ -80,6 +84,7 @@ def split_store(
         "seed": seed,
         "train_size": train_size,
         "test_size": test_size,
+        **({"trained": list(trained), "tested": list(tested)} if trained or tested else {}),
     }
     parts = []
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"

@@ -37,14 +37,32 @@ class Protocol:
 
     test_fraction: float
     keep_together: KeepTogether
+    by: By | None = None
+    """What its domains are; None leaves that open."""
+    trained: tuple[str, ...] = ()
+    """Domains that get a training set; empty: all."""
+    tested: tuple[str, ...] = ()
+    """Domains that get a test set; empty: all."""
+    train_size: int | None = None
+    test_size: int | None = None
 
 
 PROTOCOLS = {
     "med-r1": Protocol(test_fraction=0.2, keep_together="none"),
     "med-r1-disjoint": Protocol(test_fraction=0.2, keep_together="image"),
+    "medvlm-r1": Protocol(
+        test_fraction=0.2,
+        keep_together="image",
+        by="modality",
+        trained=("MRI",),
+        tested=("MRI", "CT", "X-Ray"),
+        train_size=600,
+        test_size=300,
+    ),
 }
 """Med-R1, arXiv 2503.13939: 80/20 by question, so that 2 to 33 % of a modality's test questions show a training image;
-and the same with no image on both sides."""
+and the same with no image on both sides. MedVLM-R1, arXiv 2502.19634: 600 questions on MRI to train on, 300 on each of
+MRI, CT and X-ray to test on; which 600 it took is not public, so they are drawn here, with no image on both sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,8 @@ def split_examples(
     by: By | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
+    trained: Sequence[str] = (),
+    tested: Sequence[str] = (),
     quiet: bool = True,
 ) -> dict[str, tuple[list[Example], list[Example]]]:
     """Domain -> (train, test), each in the order of ``examples``, stratified by modality and question type.
@@ -80,6 +100,7 @@ def split_examples(
             source; ``none``: each example on its own.
         by: what a domain is; None: one domain named ``all``.
         train_size, test_size: keep this many of each domain's side, stratified; the smaller lies inside the larger.
+        trained, tested: domains that are wanted in training and in test; empty: all. Others are left out.
         quiet: show no progress while images are read.
 
     A domain of at least two parts has both a train and a test set; a domain of one part has only one of them.
@@ -104,16 +125,21 @@ def split_examples(
     if not examples:
         raise DataError("there are no examples to split")
     domain_of = DOMAINS[by]
+    if trained and tested:
+        examples = _of_domains(examples, {*trained, *tested}, domain_of)
     parts = _find_parts(examples, KEYS[keep_together](examples, quiet), domain_of)
     # Kinds of parts one after the other: the running count then gives each kind its share, and the whole too.
     parts.sort(key=lambda part: (part.strata, _draw(seed, [examples[member].id for member in part.members])))
     in_test = _repair(parts, _polish(parts, _assign(parts, test_fraction), test_fraction))
-    tested = {member for part, test in zip(parts, in_test, strict=True) if test for member in part.members}
+    test_members = {member for part, test in zip(parts, in_test, strict=True) if test for member in part.members}
     result: dict[str, tuple[list[Example], list[Example]]] = {}
     for index, example in enumerate(examples):
-        result.setdefault(domain_of(example), ([], []))[index in tested].append(example)
+        result.setdefault(domain_of(example), ([], []))[index in test_members].append(example)
     return {
-        domain: (_sized(train, train_size, seed, domain, "train"), _sized(test, test_size, seed, domain, "test"))
+        domain: (
+            _sized(train, train_size, seed, domain, "train") if not trained or domain in trained else [],
+            _sized(test, test_size, seed, domain, "test") if not tested or domain in tested else [],
+        )
         for domain, (train, test) in result.items()
     }
 
@@ -179,6 +205,17 @@ KEYS: dict[str, Callable[[Sequence[Example], bool], list[list[Hashable]]]] = {
     "source": source_keys,
     "none": no_keys,
 }
+
+
+def _of_domains(
+    examples: Sequence[Example], wanted: set[str], domain_of: Callable[[Example], str]
+) -> Sequence[Example]:
+    present = {domain_of(example) for example in examples}
+    if not wanted <= present:
+        raise DataError(
+            f"there are no examples of {', '.join(sorted(wanted - present))}; there are {', '.join(sorted(present))}"
+        )
+    return [example for example in examples if domain_of(example) in wanted]
 
 
 def _sized(side: list[Example], size: int | None, seed: int, domain: str, name: str) -> list[Example]:
