@@ -142,7 +142,8 @@ def audit(
     if html_file:
         from medrl.report.audit_page import write_audit_page
 
-        write_audit_page(found, html_file, title=f"{train.name} and {test.name} of {test.parent.name}", fail_on=rules)
+        names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in (train, test)]
+        write_audit_page(found, html_file, title=" and ".join(names), fail_on=rules)
     counts = {**found.overlap, "gold_rejected": len(found.gold_rejected)}
     terminal.print_table(
         f"Of {found.n_test} test questions", ["", "questions", "share"],

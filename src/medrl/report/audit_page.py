@@ -52,6 +52,8 @@ def write_audit_page(
             reasons=audit.reasons(fail_on),
             fail_on=", ".join(fail_on) or "nothing",
             overlap=[(TITLES[name], count, count / audit.n_test) for name, count in audit.overlap.items()],
+            # A green 0 would claim that no patient is on both sides where nobody can tell.
+            unknown=TITLES["patients"] if audit.leaks.patients_unknown == audit.n_test else None,
             series=[(name, colors[name]) for name in BLIND],
             overall=plots.dot_chart(charts[:1], "Accuracy of rules that see no image"),
             domains=plots.dot_chart(charts[1:], "Accuracy of rules that see no image, by domain"),
