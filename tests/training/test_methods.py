@@ -18,6 +18,7 @@ from medrl.training.group_relative import GroupRelative, charge_kl, mix_into, sh
 from medrl.training.methods import check_demonstrations, demonstrate, keep_best, make_method
 from medrl.training.optim import AdamW, Optim
 from medrl.training.released import SYSTEM, ReleasedTurns
+from medrl.training.setup import Setup
 from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
@@ -45,7 +46,8 @@ def group(name: str, rewards: list[float], *, lengths=None, answers=None, modali
 
 def reinforcement(policy=None, **settings) -> GroupRelative:
     objective = GRPO(group_size=2, **{"kl_coef": 0, **settings})
-    return GroupRelative(policy, objective, ask, None, SAMPLING, 0, 2)  # type: ignore[arg-type]
+    setup = Setup(policy=policy, ask=ask, reward=None, sampling=SAMPLING, seed=0, prompts_per_step=2)  # type: ignore[arg-type]
+    return GroupRelative(objective, setup)
 
 
 # ---------------------------------------------------------------- dynamic sampling

@@ -12,10 +12,11 @@ from medrl.errors import SettingsError
 from medrl.grpo import GRPO, balance_advantages, domain_scales, k1_kl, overlong_penalty
 from medrl.policy.lora import has_lora
 from medrl.policy.policy import Policy
-from medrl.rollout.collect import Ask, collect
+from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.training.batches import Batch, pack_groups
-from medrl.types import Example, Group, Groups, Reward, Score
+from medrl.training.setup import Setup
+from medrl.types import Example, Group, Groups, Score
 
 Draw = Callable[[int], list[Example]]
 """The next so many examples."""
@@ -27,41 +28,31 @@ REFERENCE = "reference."
 class GroupRelative:
     """GRPO and its relatives: the table in ``grpo/algorithms.py``."""
 
-    policy: Policy
     objective: GRPO
-    ask: Ask
-    reward: Reward
-    sampling: Sampling
-    seed: int
-    prompts_per_step: int
+    setup: Setup
     domains: dict[str, list[float]] = field(default_factory=dict)
     """Prompts seen and the sum of their mean rewards, by domain: what ``balance`` looks at."""
 
     @classmethod
-    def start(
-        cls,
-        policy: Policy,
-        objective: GRPO,
-        ask: Ask,
-        reward: Reward,
-        sampling: Sampling,
-        seed: int,
-        prompts_per_step: int,
-    ) -> Self:
-        check_warm(sampling)
-        if objective.sync_reference_every and has_lora(policy.model):
+    def start(cls, objective: GRPO, setup: Setup) -> Self:
+        check_warm(setup.sampling)
+        if objective.sync_reference_every and has_lora(setup.policy.model):
             raise SettingsError(
                 "grpo.sync_reference_every moves the reference, but with policy.lora the reference is the model "
                 "without its adapters, which stays: set sync_reference_every to 0, or train without policy.lora"
             )
         if objective.kl_coef > 0:
-            _ = policy.reference  # loaded here: what is wrong with it shows before a run folder is made
-        return cls(policy, objective, ask, reward, sampling, seed, prompts_per_step)
+            _ = setup.policy.reference  # loaded here: what is wrong with it shows before a run folder is made
+        return cls(objective, setup)
+
+    @property
+    def policy(self) -> Policy:
+        return self.setup.policy
 
     @property
     def temperature(self) -> float:
         """At which log-probabilities are computed."""
-        return self.sampling.temperature
+        return self.setup.sampling.temperature
 
     def collect(self, draw: Draw, step: int) -> Groups:
         """Sample, drop what teaches nothing where that is asked for, shape the rewards."""
@@ -69,7 +60,7 @@ class GroupRelative:
         if self.objective.balance != "none":
             self._count(groups)
         if self.objective.overlong_share > 0:
-            groups = shape_overlong(groups, self.sampling.max_new_tokens, self.objective.overlong_share)
+            groups = shape_overlong(groups, self.setup.sampling.max_new_tokens, self.objective.overlong_share)
         if self.objective.row.kl_in_reward and self.objective.kl_coef > 0:
             groups = charge_kl(groups, self.policy, self.objective.kl_coef, self.temperature)
         return groups
@@ -108,17 +99,17 @@ class GroupRelative:
     def _sample(self, draw: Draw, step: int) -> Groups:
         kept: list[Group] = []
         dropped: list[Group] = []
-        rounds = max(1, self.objective.dynamic_sampling)
+        rounds, setup = max(1, self.objective.dynamic_sampling), self.setup
         for _ in range(rounds):
             groups = collect(
-                self.policy, draw(self.prompts_per_step - len(kept)), self.ask, self.reward, self.sampling,
-                group_size=self.objective.group_size, seed=self.seed, step=step,
+                setup.policy, draw(setup.prompts_per_step - len(kept)), setup.ask, setup.reward, setup.sampling,
+                group_size=self.objective.group_size, seed=setup.seed, step=step,
             )  # fmt: skip
             if rounds == 1:
                 return groups
             for group in groups:
                 (kept if _teaches(group) else dropped).append(group)
-            if len(kept) == self.prompts_per_step:
+            if len(kept) == self.setup.prompts_per_step:
                 break
         # Nothing in all rounds taught anything: the step has to hold something, and what it holds has no advantage.
         return Groups(tuple(kept), tuple(dropped)) if kept else Groups(tuple(dropped[-1:]), tuple(dropped[:-1]))

@@ -24,6 +24,7 @@ from medrl.training.batches import Batch, Objective, TrainingGroup, pack_groups
 from medrl.training.group_relative import Draw, GroupRelative, check_warm
 from medrl.training.monitors import is_right
 from medrl.training.released import RELEASED, ReleasedTurns
+from medrl.training.setup import Setup
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
 
 ANSWER_FORMS: dict[Mode, str] = {
@@ -57,18 +58,9 @@ class Supervised(Stateless):
     temperature: float = 1.0
 
     @classmethod
-    def start(
-        cls,
-        policy: Policy,
-        objective: SFT,
-        ask: Ask,
-        reward: Reward,
-        sampling: Sampling,
-        seed: int,
-        prompts_per_step: int,
-    ) -> Self:
-        turns = ReleasedTurns(policy) if objective.emulate != "none" else policy
-        return cls(turns, objective, ask, prompts_per_step)
+    def start(cls, objective: SFT, setup: Setup) -> Self:
+        turns = ReleasedTurns(setup.policy) if objective.emulate != "none" else setup.policy
+        return cls(turns, objective, setup.ask, setup.prompts_per_step)
 
     def collect(self, draw: Draw, step: int) -> Groups:
         """One completion per example: its right answer in the form its prompt asks for."""
@@ -88,39 +80,29 @@ class Supervised(Stateless):
 class RejectionSampling(Stateless):
     """Imitate the best of what the policy itself wrote, where the best is right. Source: see ``RFT``."""
 
-    policy: Policy
     objective: RFT
-    ask: Ask
-    reward: Reward
-    sampling: Sampling
-    seed: int
-    prompts_per_step: int
+    setup: Setup
 
     @classmethod
-    def start(
-        cls,
-        policy: Policy,
-        objective: RFT,
-        ask: Ask,
-        reward: Reward,
-        sampling: Sampling,
-        seed: int,
-        prompts_per_step: int,
-    ) -> Self:
-        check_warm(sampling)
-        return cls(policy, objective, ask, reward, sampling, seed, prompts_per_step)
+    def start(cls, objective: RFT, setup: Setup) -> Self:
+        check_warm(setup.sampling)
+        return cls(objective, setup)
+
+    @property
+    def policy(self) -> Policy:
+        return self.setup.policy
 
     @property
     def temperature(self) -> float:
         """At which log-probabilities are computed."""
-        return self.sampling.temperature
+        return self.setup.sampling.temperature
 
     def collect(self, draw: Draw, step: int) -> Groups:
         """Sampled as for GRPO, so that the two can be compared at the same cost."""
-        examples = draw(self.prompts_per_step)
+        setup = self.setup
         return collect(
-            self.policy, examples, self.ask, self.reward, self.sampling,
-            group_size=self.objective.group_size, seed=self.seed, step=step,
+            setup.policy, draw(setup.prompts_per_step), setup.ask, setup.reward, setup.sampling,
+            group_size=self.objective.group_size, seed=setup.seed, step=step,
         )  # fmt: skip
 
     def advantages(self, groups: Groups) -> Tensor:
@@ -173,7 +155,10 @@ def make_method(
     prompts_per_step: int,
 ) -> Method:
     """The method an objective belongs to."""
-    return METHODS[type(objective)](policy, objective, ask, reward, sampling, seed, prompts_per_step)
+    setup = Setup(
+        policy=policy, ask=ask, reward=reward, sampling=sampling, seed=seed, prompts_per_step=prompts_per_step
+    )
+    return METHODS[type(objective)](objective, setup)
 
 
 def demonstrate(
