@@ -149,9 +149,7 @@ class AxisFigures:
         ours, theirs = self.drawn[a], self.drawn[b]
         counts = self.layout.counts
         value = float(scope_mean(ours.cells, scope, counts, average) - scope_mean(theirs.cells, scope, counts, average))
-        drawn = scope_mean(ours.draws, scope, self.counts, average) - scope_mean(
-            theirs.draws, scope, self.counts, average
-        )
+        drawn = self._drawn_mean(ours, scope, average) - self._drawn_mean(theirs, scope, average)
         return interval(value, drawn, self.layout, self._spread([ours, theirs], scope, average))
 
     def claims(self) -> list[dict[str, Any]]:
@@ -188,8 +186,12 @@ class AxisFigures:
     def _interval(self, name: str, scope: np.ndarray, average: Average) -> Interval:
         one = self.drawn[name]
         value = float(scope_mean(one.cells, scope, self.layout.counts, average))
-        drawn = scope_mean(one.draws, scope, self.counts, average)
+        drawn = self._drawn_mean(one, scope, average)
         return interval(value, drawn, self.layout, self._spread([one], scope, average))
+
+    def _drawn_mean(self, one: _Drawn, scope: np.ndarray, average: Average) -> np.ndarray:
+        """(D,) means of the draws; a cell counts in every draw, its answers as often as they were drawn."""
+        return scope_mean(one.draws, scope, self.layout.counts if average == "macro" else self.counts, average)
 
     def _spread(self, drawn: Sequence[_Drawn], scope: np.ndarray, average: Average) -> Spread:
         counts = self.layout.counts

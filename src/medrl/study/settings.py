@@ -85,11 +85,11 @@ class Study(Settings):
     """One matrix each. ``all`` is the matrix of one cell: trained on everything, tested on everything."""
     policy: PolicySettings
     """The base model, shared by all methods."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default={})
     """Settings shared by all methods, as in a recipe of ``medrl train``."""
     methods: dict[str, dict[str, Any]]
     """Name -> what differs from the shared recipe; ``recipe: FILE.yaml`` starts from that file instead."""
-    zero_shot: dict[str, Ask] = {"zero-shot": Ask()}
+    zero_shot: dict[str, Ask] = Field(default={"zero-shot": Ask()})
     """Rows of the base model, one per way of asking. Gains are counted from the first."""
     seeds: tuple[int, ...] = (0,)
     epochs: float | None = Field(default=None, gt=0)

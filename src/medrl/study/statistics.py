@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from medrl.evaluation.intervals import Interval, mcnemar_exact
@@ -93,7 +94,7 @@ class Layout:
 
 
 def scope_mean(cells: np.ndarray, scope: np.ndarray, counts: np.ndarray, average: Average = "macro") -> np.ndarray:
-    """(..., R, M) cell means -> (...) mean over the cells of the scope (R, M), which a draw may weigh by (..., M) counts.
+    """(..., R, M) cell means -> (...) mean over the cells of the scope (R, M); counts (..., M) of each draw.
 
     ``macro``: every cell counts alike; ``micro``: every answer does. Columns without questions are left out.
     """
@@ -137,6 +138,7 @@ def interval(value: float, drawn: np.ndarray, layout: Layout, seeds: Spread, lev
     if seeds.variance > 0:
         generator = np.random.default_rng([layout.seed, 1])
         drawn = drawn + np.sqrt(seeds.variance) * generator.standard_t(seeds.df, size=len(drawn))
+    drawn = drawn[np.isfinite(drawn)]  # a draw may hold no answer at all of a small column
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(value, float(low), float(high), len(layout.columns))
 
@@ -193,10 +195,10 @@ def detectable_difference(error: float, df: float, level: float = 0.95, power: f
     critical = scipy.stats.t.ppf((1 + level) / 2, df)
 
     def missing(shift: float) -> float:
-        found = scipy.stats.nct.sf(critical, df, shift) + scipy.stats.nct.cdf(-critical, df, shift)
-        return float(found) - power
+        # NaN far in a tail, where there is no probability left to speak of.
+        below, above = np.nan_to_num(scipy.special.nctdtr(df, shift, [-critical, critical]))
+        return float(below + 1 - above) - power
 
-    # nct gives up far in the tail; there a shift of that size is found for certain.
     found = scipy.optimize.root_scalar(missing, bracket=(0.0, critical + 10.0), method="brentq", xtol=1e-12)
     return float(found.root) * error
 
