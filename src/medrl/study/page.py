@@ -68,7 +68,7 @@ def _sentence(found: Mapping[str, Any], a: str, b: str, scope: str) -> str:
         scope
     ]
     ends = "no interval" if low is None else f"95 % interval {text.points(low)} to {text.points(high)}"
-    evidence = f"{ends}, p = {text.p_value(claim['p_holm'])} after Holm"
+    evidence = f"{ends}, p {text.p_value(claim['p_holm'])} after Holm"
     if claim["shown"]:
         side = "above" if difference > 0 else "below"
         return f"{where.capitalize()}, {a} is {100 * abs(difference):.1f} points {side} {b} ({evidence})."
