@@ -9,7 +9,9 @@ def texts(svg: str) -> list[str]:
 
 
 def test_every_cell_says_its_value_and_interval():
-    svg = heat_map(["CT", "MRI"], ["CT"], [[0.5], [None]], [[0.4], [None]], [[0.61], [None]], label="x", marked=[(0, 0)])
+    svg = heat_map(
+        ["CT", "MRI"], ["CT"], [[0.5], [None]], [[0.4], [None]], [[0.61], [None]], label="x", marked=[(0, 0)]
+    )
     assert texts(svg) == ["50.0", "40 to 61", "–"]
     assert svg.count('class="frame"') == 1
 
@@ -32,7 +34,7 @@ def test_a_forest_puts_zero_in_the_middle_and_the_widest_interval_inside():
     svg = forest([("a − b", "s0", 0.1, -0.1, 0.3), ("c − d", "s1", -0.05, -0.1, 0.0)], label="x")
     assert 'class="zero" x1="50.0%"' in svg
     ends = [float(x) for x in re.findall(r'x[12]="([\d.]+)%" (?:x2|y1)', svg)]
-    assert 0 <= min(ends) and max(ends) <= 100
+    assert min(ends) >= 0 and max(ends) <= 100
     assert re.findall(r'cx="([\d.]+)%"', svg) == ["66.0", "42.0"]
 
 

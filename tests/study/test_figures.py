@@ -183,7 +183,10 @@ def test_tables_say_what_the_matrices_say(found, tmp_path):
 
 def test_names_from_data_are_no_markup_in_any_table(found, tmp_path):
     hostile = {**found, "domains": ["=cmd|'/c'!A1", "50 % & \\input{x} <b>"], "trained_on": ["a_b", "| c |"]}
-    hostile["methods"] = {name: {**m, "trained_on": m["trained_on"] and ["a_b", "| c |"]} for name, m in found["methods"].items()}  # fmt: skip
+    hostile["methods"] = {
+        name: {**matrix, "trained_on": matrix["trained_on"] and ["a_b", "| c |"]}
+        for name, matrix in found["methods"].items()
+    }
     text = latex({"modality": hostile})
     assert r"50 \% \& \textbackslash{}input\{x\}" in text and "\\input{" not in text
     assert "\\| c \\|" in markdown({"modality": hostile}) and "<b>" not in markdown({"modality": hostile})

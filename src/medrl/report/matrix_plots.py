@@ -11,11 +11,16 @@ from markupsafe import Markup, escape
 from medrl.report.text import UNKNOWN, visible
 
 CELL_WIDTH, CELL_HEIGHT = 92, 46
-LABEL_WIDTH, HEAD_HEIGHT = 150, 30
+LABEL_WIDTH, HEAD_HEIGHT = 176, 30
 STRONGEST = 0.6
 """Opacity of the fullest cell: the number on it stays readable."""
 
 Matrix = Sequence[Sequence[float | None]]
+
+
+def heat_width(columns: Sequence[str]) -> int:
+    """Pixels that a heat map of these columns takes."""
+    return LABEL_WIDTH + CELL_WIDTH * len(columns)
 
 
 def heat_map(
@@ -35,11 +40,11 @@ def heat_map(
     """
     known = [abs(value) for line in values for value in line if value is not None]
     top = max(known, default=0.0) or 1.0
-    width, height = LABEL_WIDTH + CELL_WIDTH * len(columns), HEAD_HEIGHT + CELL_HEIGHT * len(rows)
+    width, height = heat_width(columns), HEAD_HEIGHT + CELL_HEIGHT * len(rows)
     body = []
     for j, column in enumerate(columns):
         x = LABEL_WIDTH + CELL_WIDTH * (j + 0.5)
-        body.append(f'<text class="middle" x="{x}" y="{HEAD_HEIGHT - 10}">{_name(column, 14)}</text>')
+        body.append(f'<text class="middle" x="{x}" y="{HEAD_HEIGHT - 10}">{_name(column, 13)}</text>')
     for i, row in enumerate(rows):
         y = HEAD_HEIGHT + CELL_HEIGHT * i
         body.append(f'<text class="heading end" x="{LABEL_WIDTH - 10}" y="{y + 27}">{_name(row, 21)}</text>')

@@ -98,16 +98,23 @@ def _axis_part(axis: str, found: Mapping[str, Any]) -> dict[str, Any]:
     parts = [_question_part(axis, "all questions", found, found)]
     if "methods" in found["blind_unsolvable"]:
         parts.append(_question_part(axis, "blind-unsolvable questions", found["blind_unsolvable"], found))
-    names = [f"{name} (blind)" for name in found["blind"]]
     blind = matrix_plots.heat_map(
-        names,
+        list(found["blind"]),
         found["domains"],
         list(found["blind"].values()),
         *([ends[key] for ends in found["blind_intervals"].values()] for key in ("low", "high")),
         label=f"Accuracy of rules that see no image, by {axis}",
     )
     name = axis.replace("_", " ")
-    return {"name": name, "answer": answer(found), "parts": parts, "blind": blind, "found": found, "titles": TITLES}
+    return {
+        "name": name,
+        "answer": answer(found),
+        "parts": parts,
+        "blind": blind,
+        "found": found,
+        "titles": TITLES,
+        "width": matrix_plots.heat_width(found["domains"]),
+    }
 
 
 def _question_part(axis: str, questions: str, part: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
