@@ -48,7 +48,7 @@ class Table:
     methods: list[Method]
     """Zero-shot rows, then the trained ones, as the study lists them."""
     blind: list[Method]
-    """Rules that see no image, fit on all training questions."""
+    """Rules that see no image, fit on the training questions of all rows."""
     blind_specialists: list[Method]
     """The same, fit on the training questions of one domain each."""
     best_blind: str
@@ -83,13 +83,13 @@ def read_tables(plan: Plan, out: Path) -> list[Table]:
     by_id = {record.id: record for record in records}
     names = [cluster_of(by_id[id], plan.study.evaluation.cluster) for id in ids]
     clusters = np.unique(names, return_inverse=True)[1]
-    fitted = blind_baselines(train, test)
     tables = []
     for axis, rows in plan.rows.items():
         columns = plan.columns[axis]
         domains = [domain_of(example, axis) for example in test]
         kept = np.array([domain in columns for domain in domains])
         by_row = {row: blind_baselines([x for x in train if domain_of(x, axis) == row], test) for row in rows}
+        fitted = blind_baselines([example for example in train if domain_of(example, axis) in rows], test)
         table = Table(
             axis=axis,
             rows=rows,
