@@ -96,8 +96,8 @@ class Study(Settings):
     """How often a specialist sees its training questions; None keeps the recipe's steps."""
     evaluation: Evaluating = Evaluating()
     launcher: tuple[str, ...] = ()
-    """Words before ``train``/``eval`` of each cell, e.g. ``[torchrun, --nproc-per-node, "4", -m, medrl]``; empty runs
-    the cells in the worker's own process."""
+    """Words before ``train``/``eval`` of each cell, e.g. ``[python, -m, medrl]``: every cell is then a command of its
+    own. Empty runs the cells in the worker's process."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "Study":
