@@ -1,6 +1,7 @@
 """The command that makes a whole study: study."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,13 @@ def study(
         return
     if not as_json:
         typer.echo("\n".join(opened.lines()))
-    outcome = run_study(opened, say=lambda line: typer.echo(line, err=True), retry_failed=retry_failed, expiry_s=expiry)
+    outcome = run_study(
+        opened,
+        say=lambda line: typer.echo(line, err=True),
+        retry_failed=retry_failed,
+        expiry_s=expiry,
+        quiet=as_json or not sys.stderr.isatty(),  # inside a cell there is a bar, or nothing
+    )
     _show(opened, outcome, as_json)
     if outcome.failed:
         terminal.fail(f"{len(outcome.failed)} cells failed; --retry-failed tries them again", 1)

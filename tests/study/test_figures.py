@@ -178,6 +178,7 @@ def test_tables_say_what_the_matrices_say(found, tmp_path):
     assert float(one["value"]) == 5 / 6 and one["n"] == "6"
     assert len(list(csv.DictReader((tmp_path / "tables" / "claims.csv").open()))) == 2 * 27
     assert "| CT | 83.3 [43.6, 97.0] | 50.0 [15.0, 85.0] |" in (tmp_path / "tables" / "tables.md").read_text()
+    assert "| option\\_prior | 33.3 [9.7, 70.0] | 25.0 [4.6, 69.9] |" in (tmp_path / "tables" / "tables.md").read_text()
     assert r"CT & 83.3 [43.6, 97.0] & 50.0 [15.0, 85.0] \\" in (tmp_path / "tables" / "tables.tex").read_text()
 
 

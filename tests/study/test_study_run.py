@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from medrl.cli import app
@@ -37,7 +38,7 @@ def taken(out: Path, name: str) -> list[str]:
     """Cells a worker took up, from its log."""
     log = out / f"{name}.log"
     lines = log.read_text().splitlines() if log.exists() else []
-    return [line.split("] ")[1] for line in lines if line.startswith("[")]
+    return [line.split("] ")[1].split(",")[0] for line in lines if line.startswith("[")]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,17 @@ def test_a_changed_method_is_trained_anew_and_the_others_are_kept(finished, mini
     states = {cell.id: state_of(cell, out) for cell in opened.plan.cells}
     assert {cell.method for cell in opened.plan.cells if states[cell.id] == "waiting"} == {"sft"}
     assert sum(state == "done" for state in states.values()) == 7
+
+
+def test_another_base_under_the_same_name_is_other_work(mini, make_policy, tmp_path):
+    for seed in (0, 1):
+        make_policy(torch.float32, seed=seed).save(tmp_path / f"model-{seed}")
+    shutil.copytree(tmp_path / "model-0", tmp_path / "model")
+    ids = []
+    for folder in ("model-0", "model", "model-1"):
+        plan = open_study(mini / "study.yaml", [f"policy.model={tmp_path / folder}"], out=tmp_path / "out").plan
+        ids.append([cell.id for cell in plan.cells])
+    assert ids[0] == ids[1] and not set(ids[0]) & set(ids[2])
 
 
 def test_a_cell_that_fails_is_marked_and_tried_again_only_when_asked(mini, tmp_path):

@@ -154,6 +154,12 @@ def plan_lines(plan: Plan, found: Mapping[str, Any], states: Sequence[str]) -> l
     return lines
 
 
+def time_left(plan: Plan, out: Path, measured: Mapping[str, Any] | None) -> str:
+    """What follows a cell's name while a study runs; nothing where nothing was measured."""
+    seconds = estimate(plan, out, measured)["seconds"]
+    return "" if seconds is None else f", about {_duration(seconds)} left for one worker"
+
+
 def _duration(seconds: float) -> str:
     return (
         f"{seconds:.0f} s"

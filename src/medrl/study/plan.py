@@ -4,6 +4,7 @@ A cell's folder is named for what it is and for a hash of all that decides its r
 again and other work never takes its place.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from medrl.data import store
 from medrl.data.prompts import find_template
 from medrl.data.splits import slug
 from medrl.errors import DataError, SettingsError
+from medrl.policy.loading import resolve_model
 from medrl.settings import dump_settings
 from medrl.study.settings import ALL, Ask, Study, method_recipe
 from medrl.study.stores import Stores
@@ -116,6 +118,20 @@ def domain_of(example: Any, axis: str) -> str:
     return ALL if axis == ALL else str(getattr(example, axis))
 
 
+@functools.cache
+def model_fingerprint(model: str) -> str:
+    """sha256 over the files of a model folder; a hub id stands for itself."""
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.jinja")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _choose(axis: str, wanted: Sequence[str], examples: Sequence[Example], path: Path) -> list[str]:
     present = sorted({domain_of(example, axis) for example in examples})
     unknown = [domain for domain in wanted if domain not in present]
@@ -153,7 +169,8 @@ def _base_recipe(study: Study, recipes: Mapping[str, Recipe]) -> Recipe:
 
 def _training(method: str, axis: str, domain: str, seed: int, recipe: Recipe, data: str) -> Cell:
     values = dump_settings(recipe)
-    del values["data"]["train"]  # where the store lies changes nothing; what is in it does
+    del values["data"]["train"]  # where store and model lie changes nothing; what is in them does
+    values["policy"]["model"] = model_fingerprint(recipe.policy.model)
     name = f"train-{slug(axis)}-{slug(domain)}-{slug(method)}-{seed}"
     ask = Ask(mode=recipe.training.mode, template=recipe.training.template)
     return Cell(
@@ -170,7 +187,7 @@ def _evaluation(
         "ask": dump_settings(ask),
         "batch_size": study.evaluation.batch_size,
         "option_probs": study.evaluation.option_probs,
-        "policy": dump_settings(recipe.policy),
+        "policy": {**dump_settings(recipe.policy), "model": model_fingerprint(recipe.policy.model)},
         "tokens": recipe.training.sampling.max_new_tokens,
         "model": trained.id if trained else None,
     }

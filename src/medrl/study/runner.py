@@ -54,11 +54,13 @@ def run_cells(
     work: Work,
     *,
     say: Say,
+    time_left: Callable[[], str] = lambda: "",
     expiry_s: float = EXPIRY_S,
     poll_s: float = POLL_S,
 ) -> Outcome:
     """Do every cell that nobody has done and nobody living is doing; wait for those that somebody is doing.
 
+    ``say`` is told each cell that is taken up, with what ``time_left`` says then.
     A cell that fails is marked, with its reason, and the others go on. Raises ``Stopped`` and ``KeyboardInterrupt`` as
     the work does; the claim is then given back.
     """
@@ -70,11 +72,13 @@ def run_cells(
             chosen = {name: [c for c in cells if states[c.id] == name] for name in ("done", "failed", "blocked")}
             return Outcome(**chosen)
         ready = [cell for cell in waiting if cell.needs is None or states.get(cell.needs) == "done"]
-        if not any(_take_up(cell, claims[cell.id], cells, out, work, say) for cell in ready):
+        if not any(_take_up(cell, claims[cell.id], cells, out, work, say, time_left) for cell in ready):
             time.sleep(poll_s)
 
 
-def _take_up(cell: Cell, claims: Claims, cells: Sequence[Cell], out: Path, work: Work, say: Say) -> bool:
+def _take_up(
+    cell: Cell, claims: Claims, cells: Sequence[Cell], out: Path, work: Work, say: Say, time_left: Callable[[], str]
+) -> bool:
     """Whether this worker did the cell; not when another holds it."""
     claim = claims.take()
     if claim is None:
@@ -83,7 +87,7 @@ def _take_up(cell: Cell, claims: Claims, cells: Sequence[Cell], out: Path, work:
         if state_of(cell, out) != "waiting":  # done by another between the look and the claim
             return True
         number = sum(state_of(other, out) != "waiting" for other in cells) + 1
-        say(f"[{number}/{len(cells)}] {cell.id}")
+        say(f"[{number}/{len(cells)}] {cell.id}{time_left()}")
         started = time.monotonic()
         try:
             work(cell)

@@ -10,7 +10,7 @@ from medrl.runs import write_json_atomically
 from medrl.settings import dump_settings, load_settings
 from medrl.study.answers import read_tables
 from medrl.study.claims import EXPIRY_S
-from medrl.study.estimate import CALIBRATION, calibrate, estimate, plan_lines
+from medrl.study.estimate import CALIBRATION, calibrate, estimate, plan_lines, time_left
 from medrl.study.figures import study_figures
 from medrl.study.page import write_study_page
 from medrl.study.plan import Plan, make_plan
@@ -86,11 +86,18 @@ def measure(opened: Opened) -> None:
 
 
 def run_study(
-    opened: Opened, *, say: Say, retry_failed: bool = False, expiry_s: float = EXPIRY_S, poll_s: float = 1.0
+    opened: Opened,
+    *,
+    say: Say,
+    retry_failed: bool = False,
+    expiry_s: float = EXPIRY_S,
+    poll_s: float = 1.0,
+    quiet: bool = True,
 ) -> Outcome:
     """Do what is left to do, together with whoever else works in the folder, then write figures and page.
 
-    Raises Stopped or KeyboardInterrupt when asked to stop: the same call continues.
+    ``quiet`` leaves out the progress inside cells. Raises Stopped or KeyboardInterrupt when asked to stop: the same
+    call continues.
     """
     plan, out = opened.plan, opened.out
     write_json_atomically(out / "study.json", dump_settings(plan.study))
@@ -98,7 +105,13 @@ def run_study(
         for cell in forget_failures(plan.cells, out):
             say(f"tried again: {cell.id}")
     outcome = run_cells(
-        plan.cells, out, lambda cell: run_cell(plan, cell, out), say=say, expiry_s=expiry_s, poll_s=poll_s
+        plan.cells,
+        out,
+        lambda cell: run_cell(plan, cell, out, quiet=quiet),
+        say=say,
+        time_left=lambda: time_left(plan, out, _calibration(out)),
+        expiry_s=expiry_s,
+        poll_s=poll_s,
     )
     if any(cell.kind == "eval" for cell in outcome.done):
         write_results(opened)

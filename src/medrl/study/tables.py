@@ -133,6 +133,18 @@ def _matrices(part: Mapping[str, Any], found: Mapping[str, Any]) -> Iterable[tup
             cells = zip(*(matrix[key][i] for key in ("accuracy", "low", "high")), strict=True)
             rows.append([row, *(percent(*cell) for cell in cells)])
         yield name, ["trained on", *found["domains"]], rows
+    for gain in part["gains"]:
+        rows = []
+        for i, row in enumerate(found["trained_on"]):
+            cells = zip(*(gain[key][i] for key in ("difference", "low", "high")), strict=True)
+            rows.append([row, *(points(*cell) for cell in cells)])
+        yield f"{gain['a']} minus {gain['b']} (points)", ["trained on", *found["domains"]], rows
+    if part is found:
+        rows = []
+        for name, shares in found["blind"].items():
+            ends = found["blind_intervals"][name]
+            rows.append([name, *(percent(*cell) for cell in zip(shares, ends["low"], ends["high"], strict=True))])
+        yield "Rules that see no image", ["rule", *found["domains"]], rows
 
 
 def _mean_rows(part: Mapping[str, Any]) -> list[list[str]]:
