@@ -1,5 +1,6 @@
 """What a cell does: it is a ``medrl train`` or a ``medrl eval``, here or as a command of its own."""
 
+import gc
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ def run_cell(plan: Plan, cell: Cell, out: Path, *, quiet: bool = True) -> None:
         _train(cell, out, quiet)
     else:
         _evaluate(plan, cell, out, quiet)
+    gc.collect()  # models refer to themselves in circles, and the next cell needs their memory
 
 
 def command(plan: Plan, cell: Cell, out: Path) -> list[str]:
