@@ -23,9 +23,10 @@ ROOMS = (
     ("training",),
     ("evaluation",),
     ("report",),
+    ("study",),
     ("terminal",),
     ("api", "demo", "bench"),
-    ("cli_data", "cli_import"),
+    ("cli_data", "cli_import", "cli_study"),
     ("cli",),
     ("__main__",),
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_data, cli_import, terminal
+from medrl import cli_data, cli_import, cli_study, terminal
 from medrl.types import Mode
 
 app = typer.Typer(
@@ -75,6 +75,7 @@ def demo(
 
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
+app.command()(cli_study.study)
 
 
 @app.command()
