@@ -20,9 +20,10 @@ Reply = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ChatServer:
-    """``fault(n)`` says what the n-th request, from 0, meets: None, a status, or close, half, hang, empty, odd."""
+    """``fault(n, attempt)`` says what the n-th request meets, the ``attempt``-th of its kind, both from 0: None, a
+    status, or close, half, hang, empty, odd."""
 
-    def __init__(self, reply: Reply, fault: Callable[[int], object] = lambda n: None) -> None:
+    def __init__(self, reply: Reply, fault: Callable[[int, int], object] = lambda n, attempt: None) -> None:
         self.reply, self.fault = reply, fault
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -36,10 +37,10 @@ def serving(server: ChatServer) -> Iterator[ChatServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with server.lock:
-                number = len(server.bodies)
+                number, attempt = len(server.bodies), server.bodies.count(body)
                 server.bodies.append(body)
                 server.headers.append(dict(self.headers))
-            fault = server.fault(number)
+            fault = server.fault(number, attempt)
             if fault == "close":
                 self.connection.close()
                 return

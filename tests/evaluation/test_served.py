@@ -54,10 +54,10 @@ def test_a_server_that_fails_now_and_then_gives_the_answers_of_the_policy_itself
     in_process, tiny, test_store, tmp_path
 ):
     (tmp_path / "received").mkdir()
-    faults = ChatServer(policy_reply(tiny, tmp_path / "received"), lambda n: FAULTS[n // 2 % 5] if n % 2 else None)
-    with serving(faults) as server:
+    reply = policy_reply(tiny, tmp_path / "received")
+    with serving(ChatServer(reply, lambda n, attempt: FAULTS[n % 5] if attempt < 2 else None)) as server:
         evaluation = start(server.url, test_store, tmp_path / "eval")
-    assert len(server.bodies) > 15
+    assert len(server.bodies) == 27  # each question was answered at the third attempt
     assert evaluation.records == in_process[0].records
     assert (tmp_path / "eval" / "records.jsonl").read_bytes() == (in_process[1] / "records.jsonl").read_bytes()
     assert without_own(evaluation.summary) == without_own(in_process[0].summary)
@@ -68,14 +68,14 @@ def test_a_server_that_dies_keeps_what_it_answered_and_the_next_one_is_asked_the
     in_process, tiny, test_store, tmp_path
 ):
     (tmp_path / "received").mkdir()
-    dying = ChatServer(policy_reply(tiny, tmp_path / "received"), lambda n: None if n < 5 else 503)
+    dying = ChatServer(policy_reply(tiny, tmp_path / "received"), lambda n, _: None if n < 5 else 503)
     with serving(dying) as server:
         with pytest.raises(EndpointError, match="failed for good: HTTP 503"):
             start(server.url, test_store, tmp_path / "eval", tries=2)
         answered = {record.id for record in read_records(tmp_path / "eval")}
         assert len(answered) == 5
         assert not (tmp_path / "eval" / "summary.json").exists()
-        server.fault = lambda n: None
+        server.fault = lambda n, _: None
         before = len(server.bodies)
         evaluation = start(server.url, test_store, tmp_path / "eval")
         assert len(server.bodies) - before == 4
@@ -89,7 +89,7 @@ def test_a_server_that_dies_keeps_what_it_answered_and_the_next_one_is_asked_the
 
 
 def test_a_refused_question_is_named_and_the_others_are_kept(tiny, test_store, tmp_path):
-    with serving(ChatServer(lambda body: chat("A"), lambda n: 400 if n == 3 else None)) as server:
+    with serving(ChatServer(lambda body: chat("A"), lambda n, _: 400 if n == 3 else None)) as server:
         with pytest.raises(EndpointError, match=r"refused 1 of 9 questions \(for one, example-\d: HTTP 400"):
             start(server.url, test_store, tmp_path / "eval", SETTINGS.model_copy(update={"batch_size": 1}))
         assert len(read_records(tmp_path / "eval")) == 8

@@ -16,7 +16,7 @@ from medrl.evaluation.answer import Question, answer, describe_asked, make_recor
 from medrl.evaluation.blind import best_blind, blind_baselines
 from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.metrics import summarize
-from medrl.evaluation.resume import begin, check_asked, read_answered
+from medrl.evaluation.resume import Start, check_asked, read_answered
 from medrl.evaluation.samples import summarize_samples
 from medrl.evaluation.settings import EvalSettings
 from medrl.evaluation.shards import Shard
@@ -100,8 +100,8 @@ def evaluate(
         check_room(policy, [prompt for _, prompt in missing], settings.max_new_tokens)
     if missing:
         folder = shard.folder(out) if shard else out
-        begin(out, folder, asked, started, questions=len(questions), mine=len(missing))
-        _ask(policy, missing, settings, root, folder, name, quiet)
+        start = Start(out=out, folder=folder, asked=asked, started=started, questions=len(questions))
+        _ask(policy, missing, settings, root, start, name, quiet)
         done = read_answered(out, questions)
     ordered = [done[id] for id in questions if id in done]
     summary = {
@@ -172,15 +172,17 @@ def _ask(
     questions: Sequence[Question],
     settings: EvalSettings,
     root: str | Path | None,
-    folder: Path,
+    start: Start,
     name: str,
     quiet: bool,
 ) -> None:
-    """Append every answer to the folder's records as it comes."""
+    """Append every answer to the records as it comes."""
     answered, right, refused = 0, 0, {}
     with Progress(len(questions), noun=f"evaluate {name}, question", quiet=quiet) as progress:
         for answers in answer(policy, questions, settings, root):
-            append_records(folder, answers.records)
+            if answers.records and not answered:
+                start.write(to_answer=len(questions))
+            append_records(start.folder, answers.records)
             answered += len(answers.records)
             right += sum(record.correct for record in answers.records)
             refused |= answers.refused
@@ -190,7 +192,7 @@ def _ask(
         id, reason = next(iter(refused.items()))
         raise EndpointError(
             f"the endpoint refused {len(refused)} of {len(questions)} questions (for one, {id}: {reason}). The other "
-            f"answers are kept in {folder}; the same command asks the refused ones again"
+            f"answers are kept in {start.folder}; the same command asks the refused ones again"
         )
 
 

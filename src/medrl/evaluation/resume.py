@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from medrl.errors import RunError
 from medrl.evaluation.shards import record_files
-from medrl.runs import ASKED, PROGRESS, read_records, write_json_atomically
+from medrl.runs import ASKED, PROGRESS, RECORDS, read_records, write_json_atomically
 from medrl.types import EvalRecord, Example, Prompt
 
 EARLIER: dict[str, Any] = {"option_probs": True, "sampling": None}
 """What a folder means that was written before these were asked about."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_answered(out: Path, questions: Mapping[str, tuple[Example, Prompt]]) -> dict[str, EvalRecord]:
@@ -40,7 +45,7 @@ def check_asked(out: Path, asked: Mapping[str, Any]) -> str:
     Raises ``RunError`` when the folder's answers are another model's, or were given under other settings or data.
     """
     if not (out / ASKED).exists():
-        return datetime.now(UTC).isoformat(timespec="seconds")
+        return _now()
     before = {**EARLIER, **json.loads((out / ASKED).read_text())}
     now = {**dict.fromkeys(before.keys() - {"started", "questions"}), **asked}
     differing = sorted(key for key in now if now[key] != before.get(key))
@@ -51,15 +56,27 @@ def check_asked(out: Path, asked: Mapping[str, Any]) -> str:
     return before["started"]
 
 
-def begin(out: Path, folder: Path, asked: Mapping[str, Any], started: str, *, questions: int, mine: int) -> None:
-    """Write down who is asked, before the first record, and what this process is about to do.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a process is about to do; written down with the first answer, so that a start that fails leaves nothing."""
 
-    Args:
-        out: the evaluation folder; ``folder`` is where this process writes its records, the same or a shard's.
-        questions: of the whole evaluation. ``mine``: those that this process is about to ask.
-    """
-    if not (out / ASKED).exists():
-        write_json_atomically(out / ASKED, {**asked, "started": started, "questions": questions})
-    written = len(read_records(folder)) if record_files(folder) else 0
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json_atomically(folder / PROGRESS, {"since": since, "answered_before": written, "to_answer": mine})
+    out: Path
+    """The evaluation folder."""
+    folder: Path
+    """Where this process writes its records: the same, or a shard's."""
+    asked: Mapping[str, Any]
+    started: str
+    """When the first question of the evaluation was asked."""
+    questions: int
+    """Of the whole evaluation."""
+    since: str = field(default_factory=_now)
+    """When this process began."""
+
+    def write(self, to_answer: int) -> None:
+        """Say who is asked, once, and what this process adds to what is there: ``to_answer`` questions."""
+        if not (self.out / ASKED).exists():
+            asked = {**self.asked, "started": self.started, "questions": self.questions}
+            write_json_atomically(self.out / ASKED, asked)
+        before = len(read_records(self.folder)) if (self.folder / RECORDS).is_file() else 0
+        progress = {"since": self.since, "answered_before": before, "to_answer": to_answer}
+        write_json_atomically(self.folder / PROGRESS, progress)
