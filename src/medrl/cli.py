@@ -107,6 +107,7 @@ def train(
 
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.watch)
+app.command("export-records")(cli_eval.export_records)
 
 
 @app.command()

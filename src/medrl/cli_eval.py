@@ -1,4 +1,4 @@
-"""The commands that ask models and look on: eval, watch."""
+"""The commands that ask models, look on, and hand records over: eval, watch, export-records."""
 
 import json
 import time
@@ -204,3 +204,29 @@ def watch(
         if once or all(status.finished for status in found):
             return
         time.sleep(every)
+
+
+def export_records(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished evaluation.")],
+    to: Annotated[
+        Literal["inspect", "lmms-eval", "model-index", "eval-results"],
+        typer.Option(help="Whose format: Inspect's log, lmms-eval's samples, a card's model-index, .eval_results."),
+    ],
+    out: Annotated[Path, typer.Option(help="The file: .eval or .json, .jsonl, .md, .yaml.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="ID", help="The test set's id on the hub; eval-results need it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task there; default: the store's.")] = None,
+) -> None:
+    """Hand an evaluation over to other programs.
+
+    \b
+    Example:
+      medrl export-records runs/ct/eval/after --to inspect --out logs/ct.eval
+      medrl export-records runs/ct/eval/after --to lmms-eval --out logs/ct_samples_omnimedvqa.jsonl
+      medrl export-records runs/ct/eval/after --to model-index --out README.md
+    """
+    from medrl.report.interchange import export_records as export
+
+    for file in export(folder, to, out, dataset=dataset, task=task):
+        typer.echo(file)
