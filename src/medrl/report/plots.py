@@ -17,6 +17,17 @@ N_COLORS = 6
 MAX_POINTS = 240
 """A curve of more steps is averaged into this many points."""
 
+MARKS = {
+    "s0": '<circle r="5"/>',
+    "s1": '<path d="M-5-5h10v10h-10z"/>',
+    "s2": '<path d="M0-6.5 6.5 0 0 6.5-6.5 0z"/>',
+    "s3": '<path d="M0-6 6 5H-6z"/>',
+    "s4": '<path d="M0 6 6-5H-6z"/>',
+    "s5": '<path d="M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z"/>',
+    "blind": '<circle r="4" style="fill:none;stroke:var(--c);stroke-width:2;stroke-dasharray:2 2"/>',
+}
+"""Shapes of the series, so that nobody has to tell colors apart; the legend shows the same."""
+
 CURVES: dict[str, tuple[str, str]] = {
     "reward": ("Reward", "mean per completion"),
     "loss": ("Loss", "per step"),
@@ -149,7 +160,7 @@ def _whisker(interval: Interval, css: str, y: int) -> str:
     return (
         f'<g class="{css}{pale}"><title>{_text(title)}</title>'
         f'<line class="whisker" x1="{_position(low, 0, 1)}%" x2="{_position(high, 0, 1)}%" y1="{y}" y2="{y}"/>'
-        f'<circle class="dot" cx="{_position(interval.value, 0, 1)}%" cy="{y}" r="5"/></g>'
+        f'<svg class="dot" x="{_position(interval.value, 0, 1)}%" y="{y}">{MARKS.get(css, MARKS["s0"])}</svg></g>'
     )
 
 
