@@ -28,6 +28,8 @@ MARKS = {
 }
 """Shapes of the series, so that nobody has to tell colors apart; the legend shows the same."""
 
+MAX_HEADING_CHARACTERS = 60
+
 CURVES: dict[str, tuple[str, str]] = {
     "reward": ("Reward", "mean per completion"),
     "loss": ("Loss", "per step"),
@@ -120,7 +122,7 @@ def dot_chart(groups: Sequence[tuple[str, Sequence[tuple[str, Interval]]]], labe
     rows = []
     for heading, series in groups:
         if heading:
-            rows.append(f'<text class="heading" x="0" y="{y + 14}">{_text(heading)}</text>')
+            rows.append(f'<text class="heading" x="0" y="{y + 14}">{_heading(heading)}</text>')
             y += 22
         for css, interval in series:
             rows.append(_whisker(interval, css, y + 9))
@@ -141,7 +143,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: 
     scale = max((share for _, series in groups for _, share in series), default=0.0) or 1.0
     for heading, series in groups:
         middle = y + len(series) * 7 + 4
-        body.append(f'<text x="0" y="{middle}" class="heading">{_text(heading)}</text>')
+        body.append(f'<text x="0" y="{middle}" class="heading">{_heading(heading)}</text>')
         for css, share in series:
             width = round(80 * share / scale, 2)
             body.append(f'<rect class="bar {css}" x="6%" y="{y}" width="{width}%" height="11" rx="2"/>')
@@ -169,6 +171,14 @@ def _svg(body: Iterable[str], label: str, height: int) -> str:
     return Markup(
         f'<svg class="chart" role="img" aria-label="{_text(label)}" width="100%" height="{height}">'
     ) + Markup("".join(body) + "</svg>")
+
+
+def _heading(text: str) -> str:
+    """A name in one line, which a chart cannot break; cut where it is longer than a phone is wide, whole on hover."""
+    shown = visible(text)
+    if len(shown) <= MAX_HEADING_CHARACTERS:
+        return str(escape(shown))
+    return f"{escape(shown[: MAX_HEADING_CHARACTERS - 1])}…<title>{escape(shown)}</title>"
 
 
 def _text(text: str) -> str:

@@ -9,7 +9,8 @@ for (const gallery of document.querySelectorAll(".gallery")) {
 
   const show = () => {
     const chosen = choices.filter((choice) => choice.value);
-    const fits = (item) => chosen.every((choice) => item.dataset[choice.dataset.by].split("\n").includes(choice.value));
+    const fits = (item) => chosen.every(({ dataset: { by }, value }) =>
+      item.dataset[by] === value || (by === "verdict" && value === "wrong" && item.dataset.verdict !== "right"));
     const sign = { shortest: 1, longest: -1 }[order.value] || 0;
     // Back home, last first, so that every next sibling is there already.
     for (let i = items.length - 1; i >= 0; i--) homes[i][0].insertBefore(items[i], homes[i][1]);
