@@ -140,11 +140,18 @@ def test_base_sft_and_rl_stand_beside_each_other_and_the_image_on_a_desk_and_bel
     image, *answers = visit.page.evaluate(boxes)
     assert len(answers) == 3
     assert all(left > image[0] + image[2] for left, _, _ in answers)
-    assert len({left for left, _, _ in answers}) >= 2
+    assert len({top for _, top, _ in answers}) == 1
     visit.page.close()
     visit = Visit(browser, report, 390)
     image, *answers = visit.page.evaluate(boxes)
     assert all(top > image[1] for _, top, _ in answers) and len({left for left, _, _ in answers}) == 1
+    visit.page.close()
+
+
+def test_the_marks_of_a_chart_are_whole(browser, report):
+    visit = Visit(browser, report, 1440)
+    overflows = "[...document.querySelectorAll('svg.dot')].map(dot => getComputedStyle(dot).overflow)"
+    assert set(visit.page.evaluate(overflows)) == {"visible"}
     visit.page.close()
 
 

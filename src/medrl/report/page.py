@@ -45,6 +45,7 @@ from medrl.report.tables import (
 from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
 
 SCRIPT = "filters.js"
+MAX_TITLE_NAMES = 4
 _FIGURES = {
     "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
     "well_formed", "mean_tokens", "answer_letters", "target_letters", "blind", "comparison_to_blind", "samples",
@@ -82,7 +83,7 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
         .render(
             script=Markup(script),  # ours, from this package
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            title=", ".join([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
+            title=_title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
             runs=runs,
             curves=_curves(runs),
             test_sets=test_sets,
@@ -95,6 +96,12 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     write_text_atomically(out, page)
     return out
+
+
+def _title(names: Sequence[str]) -> str:
+    """The first few names; all of them stand in the results and the provenance."""
+    more = f" and {len(names) - MAX_TITLE_NAMES} more" if len(names) > MAX_TITLE_NAMES else ""
+    return ", ".join(names[:MAX_TITLE_NAMES]) + more
 
 
 def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:

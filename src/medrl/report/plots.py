@@ -157,12 +157,13 @@ def _whisker(interval: Interval, css: str, y: int) -> str:
     if interval.value is None:
         return f'<text x="0" y="{y + 4}">no examples</text>'
     low, high = interval.low or 0.0, interval.high if interval.high is not None else 1.0
+    x, mark = _position(interval.value, 0, 1), MARKS.get(css, MARKS["s0"])
     title = f"{percent(interval.value)} ({percent_range(interval)}), n = {interval.n}"
     pale = " few" if interval.n < 30 else ""
     return (
         f'<g class="{css}{pale}"><title>{_text(title)}</title>'
         f'<line class="whisker" x1="{_position(low, 0, 1)}%" x2="{_position(high, 0, 1)}%" y1="{y}" y2="{y}"/>'
-        f'<svg class="dot" x="{_position(interval.value, 0, 1)}%" y="{y}">{MARKS.get(css, MARKS["s0"])}</svg></g>'
+        f'<svg class="dot" overflow="visible" x="{x}%" y="{y}">{mark}</svg></g>'
     )
 
 
