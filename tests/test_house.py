@@ -45,7 +45,8 @@ WITHOUT_TORCH = (
     "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance", "data.leaks",
     "data.near",
     "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page", "report.watch", "evaluation.samples",
-    "evaluation.wordings", "evaluation.shards", "cli_eval",
+    "evaluation.wordings", "evaluation.shards", "evaluation.grading", "evaluation.lmms_task", "report.interchange",
+    "cli_eval",
 )  # fmt: skip
 
 FORBIDDEN_IMPORTS = {"pickle", "dill", "marshal", "shelve", "cloudpickle"}

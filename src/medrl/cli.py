@@ -108,6 +108,7 @@ def train(
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.watch)
 app.command("export-records")(cli_eval.export_records)
+app.command("export-task")(cli_eval.export_task)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that ask models, look on, and hand records over: eval, watch, export-records."""
+"""The commands that ask models, look on, and hand over: eval, watch, export-records, export-task."""
 
 import json
 import time
@@ -229,4 +229,30 @@ def export_records(
     from medrl.report.interchange import export_records as export
 
     for file in export(folder, to, out, dataset=dataset, task=task):
+        typer.echo(file)
+
+
+def export_task(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The questions.")],
+    out: Annotated[Path, typer.Option(help="Folder for lmms-eval's --include_path.")],
+    name: Annotated[str | None, typer.Option(help="The task's name; default: the store's.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Form of completion; default: the template's, else think.")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt wording; default: the mode's.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
+) -> None:
+    """Make a store a task of lmms-eval.
+
+    Asked in our wording and graded by our parser, by whatever model lmms-eval runs; medrl must be installed beside it.
+
+    \b
+    Example:
+      medrl export-task data/pmc-vqa --template plain --out tasks/pmc-vqa
+      lmms-eval --include_path tasks/pmc-vqa --tasks pmc-vqa --model qwen2_vl --model_args pretrained=...
+    """
+    from medrl.data.prompts import TEMPLATES
+    from medrl.evaluation.lmms_task import write_task
+
+    own = TEMPLATES[template].mode if template in TEMPLATES else "think"
+    files = write_task(store, out, name=name, mode=mode or own, template=template, max_new_tokens=max_new_tokens)
+    for file in files:
         typer.echo(file)

@@ -5,18 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
 from medrl.policy.policy import Policy
-from medrl.rewards import from_weights
 from medrl.rollout.endpoint import Endpoint
 from medrl.rollout.engine import generate
-from medrl.types import KINDS, Completion, EvalRecord, Example, Kind, Prompt, Sample, relative_to
-
-RIGHT: dict[Kind, str] = {kind: "choice_correct" if kind == "choice" else "answer_correct" for kind in KINDS}
-"""The part that tells whether an answer is right, by kind of question."""
-REWARDS = {kind: from_weights({right: 1.0, "well_formed": 1.0}) for kind, right in RIGHT.items()}
+from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
 
 Question = tuple[Example, Prompt]
 
@@ -87,25 +83,13 @@ def _elect(
     if len(completions) == 1:
         return completions[0], ()
     tokens = [len(completion.token_ids) for completion in completions] if tokens is None else tokens
-    samples = tuple(_grade(example, one, length) for one, length in zip(completions, tokens, strict=True))
+    samples = tuple(grade(example, one, length) for one, length in zip(completions, tokens, strict=True))
     return completions[samples.index(majority(samples))], samples
-
-
-def _grade(example: Example, completion: Completion, tokens: int) -> Sample:
-    score = REWARDS[example.kind](example, completion)
-    return Sample(
-        completion=completion.text,
-        finish_reason=completion.finish_reason,
-        answer=score.answer,
-        correct=score.parts[RIGHT[example.kind]] == 1.0,
-        parts=score.parts,
-        tokens=tokens,
-    )
 
 
 def make_record(example: Example, prompt: Prompt, completion: Completion, root: str | Path | None = None) -> EvalRecord:
     """Grade one completion. ``root``: folder that image paths become relative to; None keeps them as they are."""
-    graded = _grade(example, completion, len(completion.token_ids))
+    graded = grade(example, completion, len(completion.token_ids))
     return EvalRecord(
         id=example.id,
         source=example.source,

@@ -22,7 +22,7 @@ _SCORER = "medrl"
 def write(evaluation: Evaluation, out: Path, dataset: str | None, task: str | None) -> list[Path]:
     """Write ``out``, which ends in ``.eval`` or ``.json``."""
     try:
-        import inspect_ai.log as log
+        import inspect_ai.log as log  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise MissingExtraError("inspect-ai", "inspect") from error
     if out.suffix not in (".eval", ".json"):
@@ -70,9 +70,9 @@ def _metrics(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def _samples(evaluation: Evaluation, record: EvalRecord) -> Iterator[Any]:
-    from inspect_ai.log import EvalSample
-    from inspect_ai.model import ChatMessageUser, ContentImage, ContentText, ModelOutput
-    from inspect_ai.scorer import Score
+    from inspect_ai.log import EvalSample  # pyright: ignore[reportMissingImports]
+    from inspect_ai.model import ChatMessageUser, ContentImage, ContentText, ModelOutput  # pyright: ignore[reportMissingImports]
+    from inspect_ai.scorer import Score  # pyright: ignore[reportMissingImports]
 
     store = evaluation.summary.get("store")
     pictures = [embed_image(Path(store) if store else None, name) for name in record.images]
@@ -117,7 +117,7 @@ def _samples(evaluation: Evaluation, record: EvalRecord) -> Iterator[Any]:
 
 
 def _message(given: EvalRecord | Sample, evaluation: Evaluation) -> Any:
-    from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ContentText
+    from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ContentText  # pyright: ignore[reportMissingImports]
 
     found = _REASONING.fullmatch(given.completion)
     content = (
