@@ -69,7 +69,7 @@ def load_settings(
     if isinstance(recipe, Mapping):
         source, values = "settings", dict(recipe)
     else:
-        source, values = str(recipe), _read_recipe(Path(recipe))
+        source, values = str(recipe), read_recipe(Path(recipe))
     if overrides:
         source = f"{source} with {' '.join(overrides)}"
     for override in overrides:
@@ -93,7 +93,8 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings a YAML file lists, unchecked but for its form. Raises ``SettingsError`` when it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from medrl.cli import app
 from medrl.errors import DataError, RunError
-from medrl.evaluation.evaluate import _check_asked
 from medrl.evaluation.rescore import rescore, rescore_lines
+from medrl.evaluation.resume import check_asked
 from medrl.rewards import SCORERS
 from medrl.runs import append_records, read_records, read_summary, write_json_atomically
 from medrl.types import EvalRecord
@@ -177,7 +177,7 @@ def test_an_evaluation_does_not_go_on_where_another_scorer_graded(folder, tmp_pa
     assert run(folder, "--out", tmp_path / "strict").exit_code == 0
     assert json.loads((tmp_path / "strict" / "asked.json").read_text())["rescored_by"] == "strict"
     with pytest.raises(RunError, match="holds answers given with other"):
-        _check_asked(tmp_path / "strict", {"weights": "abc"})
+        check_asked(tmp_path / "strict", {"weights": "abc"})
 
 
 def test_rows_of_completions_can_go_to_a_file(tmp_path):
