@@ -88,6 +88,9 @@ def train(
         Literal["auto", "never", "must"],
         typer.Option(help="never: refuse a folder that holds a run; auto: continue one; must: demand one."),
     ] = "never",
+    max_hours: Annotated[
+        float | None, typer.Option(help="Save and end with exit code 143 before so many hours are over.")
+    ] = None,
 ) -> None:
     """Train what a recipe says.
 
@@ -97,12 +100,12 @@ def train(
     \b
     Example:
       medrl train recipes/omnimed-mini-tiny.yaml data.train=data/split/all/train --out runs/tiny
-      medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto
+      medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto --max-hours 11.5
     """
     from medrl.training.recipe import run_recipe
 
     terminal.quiet_libraries()
-    run = run_recipe(recipe, overrides or (), out=out, resume=resume)
+    run = run_recipe(recipe, overrides or (), out=out, resume=resume, max_hours=max_hours)
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 

@@ -369,7 +369,7 @@ class Policy:
         if has_lora(self.model):
             load_lora(self.model, folder / lora.FOLDER)
         else:
-            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
+            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype, use_safetensors=True)
             self.model.load_state_dict(saved.state_dict())
 
     @contextmanager

@@ -144,6 +144,10 @@ class AdamW:
         gradients = sum(weight.master.nbytes + weight.parameter.nbytes * weight.copied for weight in self.weights)
         return gradients + len(MOMENTS) * sum(master.nbytes for master in missing)
 
+    def bytes_saved(self) -> int:
+        """What ``state_dict`` will hold once every parameter has been stepped."""
+        return sum(weight.master.nbytes * (len(MOMENTS) + weight.copied) for weight in self.weights)
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All that the model's own weights do not hold: tensors for safetensors, and integers for JSON.
 
@@ -198,6 +202,8 @@ class AdamW:
                     f"the optimizer state has {name} of shape {tuple(tensors[name].shape)}, but the parameter has "
                     f"{tuple(weight.master.shape)}; resume with the model the checkpoint was saved with"
                 )
+            if not bool(tensors[name].isfinite().all()):
+                raise NonFiniteError(f"the optimizer state has {name} that is not finite; nothing was changed")
 
     def _describe_non_finite(self) -> str:
         gradients = [(weight.name, weight.master.grad) for weight in self.weights if weight.master.grad is not None]

@@ -1,5 +1,6 @@
 """A recipe: one YAML file that says what to train, on what, how. ``run_recipe`` turns it into a run."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,12 @@ from medrl.policy.policy import load_policy
 from medrl.rewards import make_reward
 from medrl.rewards.choose import describe_files
 from medrl.runs import Run, check_vacant
-from medrl.settings import Settings, dump_settings, load_settings
+from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
-from medrl.training.train import Resume, Training, train
+from medrl.training.settings import Training
+from medrl.training.start import Resume
+from medrl.training.train import train
 from medrl.types import Example
 
 
@@ -54,11 +57,18 @@ class Recipe(Settings):
 
 
 def run_recipe(
-    recipe: Path, overrides: Sequence[str] = (), *, out: Path, resume: Resume = "never", quiet: bool = False
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path,
+    resume: Resume = "never",
+    max_hours: float | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Train what ``recipe`` says into the run folder ``out``; ``overrides`` are ``key=value`` with dotted keys."""
     settings = load_settings(Recipe, recipe, overrides)
-    return run_settings(settings, out=out, resume=resume, quiet=quiet, folders=(Path(), recipe.parent))
+    folders = (Path(), recipe.parent)
+    return run_settings(settings, out=out, resume=resume, max_hours=max_hours, quiet=quiet, folders=folders)
 
 
 def run_settings(
@@ -66,10 +76,12 @@ def run_settings(
     *,
     out: Path,
     resume: Resume = "never",
+    max_hours: float | None = None,
     quiet: bool = False,
     folders: Sequence[Path] = (Path(),),
 ) -> Run:
     """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
+    started = time.monotonic()
     if resume == "never":
         check_vacant(out)  # before a model of gigabytes is loaded
     reward = make_reward(settings.reward, folders)
@@ -77,18 +89,21 @@ def run_settings(
     find_template(settings.training.mode, settings.training.template)
     info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
     train_set = select(store.load(settings.data.train), settings.data)
+    policy = load_policy(settings.policy)
+    loading_hours = (time.monotonic() - started) / 3600
     return train(
-        load_policy(settings.policy),
+        policy,
         train_set,
         reward,
         settings.objective,
         out=out,
         settings=settings.training,
-        recipe=dump_settings(settings),
+        recipe=settings,
         provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)}
         | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
+        max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
     )
 

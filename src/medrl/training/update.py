@@ -38,6 +38,10 @@ class Measured:
     sampling_gap: float | None
     """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
 
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(value) for value in (self.entropy, self.kl, self.sampling_gap) if value is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
@@ -228,6 +232,12 @@ class _Totals:
                 Measured(entropy=means[i], kl=kls[i], sampling_gap=gaps[i - rows.start]) for i in rows
             )
             row = rows.stop
+            for measured in self.measured[id(group)]:
+                if not measured.finite:
+                    raise NonFiniteError(
+                        f"not all numbers of example {group.prompt.id} are finite: {measured}. No weight was changed: "
+                        "look at its images and rewards, or lower optim.lr"
+                    )
 
     def _gaps(self, sampled: Sequence[Sequence[float]], trained: Tensor) -> list[float | None]:
         """Mean absolute difference per completion of a group; None where nothing was sampled."""
