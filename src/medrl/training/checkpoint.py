@@ -63,9 +63,9 @@ def save_checkpoint(
         _write(scratch, step, write_model, tensors, state, manifest)
         _move_into_place(scratch, final)
     except (OSError, SafetensorError) as error:
-        needed = max(needed, _folder_bytes(scratch))
+        message = _cannot_write(root, scratch, step, needed, error)
         shutil.rmtree(scratch, ignore_errors=True)
-        raise _cannot_write(root, step, needed, error) from error
+        raise CheckpointError(message) from error
     verify(final)
     _retire(root, step, keep)
     return final
@@ -177,7 +177,9 @@ def _step_of(path: Path) -> int:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What its files take on the disk, which counts in blocks."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(max(each.st_size, 512 * each.st_blocks) for each in found)
 
 
 def _bytes_needed(root: Path, tensors: Mapping[str, Tensor], model_bytes: int) -> int:
@@ -193,19 +195,18 @@ def _check_space(root: Path, step: int, needed: int) -> None:
         raise CheckpointError(_disk_full(root, step, needed, free))
 
 
-def _cannot_write(root: Path, step: int, needed: int, error: OSError | SafetensorError) -> CheckpointError:
+def _cannot_write(root: Path, scratch: Path, step: int, needed: int, error: OSError | SafetensorError) -> str:
     # safetensors words its own errors around the one of the operating system.
     full = error.errno in DISK_FULL if isinstance(error, OSError) else "No space left" in str(error)
     if full:
-        return CheckpointError(_disk_full(root, step, needed, shutil.disk_usage(root).free))
-    return CheckpointError(
-        f"the checkpoint of step {step} cannot be written to {root}: {error}; checkpoints saved before are whole"
-    )
+        room = _folder_bytes(scratch) + shutil.disk_usage(root).free
+        return _disk_full(root, step, max(needed, room + 1), room)  # it did not fit into that room
+    return f"the checkpoint of step {step} cannot be written to {root}: {error}; checkpoints saved before are whole"
 
 
-def _disk_full(root: Path, step: int, needed: int, free: int) -> str:
+def _disk_full(root: Path, step: int, needed: int, room: int) -> str:
     return (
-        f"the disk is full: the checkpoint of step {step} needs at least {needed} bytes in {root}, but {free} are "
-        f"free, {max(1, needed - free)} bytes are missing; delete something or give another folder, then resume; "
-        "checkpoints saved before are whole"
+        f"the disk is full: the checkpoint of step {step} needs at least {needed} bytes in {root}, but there is room "
+        f"for {room}: at least {needed - room} bytes are missing; delete something or give another folder, then "
+        "resume; checkpoints saved before are whole"
     )
