@@ -4,6 +4,7 @@ A release adds one per kind under golden/VERSION/ and never changes those of rel
 weights, a width of 16, and a run that was killed after two of its four steps.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -86,14 +87,8 @@ def main(folder: Path, kind: str) -> None:
 
     Run.append_metrics = killed_in_step_2  # type: ignore[method-assign]
     policy = load(folder, kind)
-    with tempfile.TemporaryDirectory() as images:
-        try:
-            train(
-                policy, make_examples(Path(images)), reward, OBJECTIVE,
-                out=folder / "run", settings=SETTINGS, quiet=True,
-            )  # fmt: skip
-        except Killed:
-            pass
+    with tempfile.TemporaryDirectory() as images, contextlib.suppress(Killed):
+        train(policy, make_examples(Path(images)), reward, OBJECTIVE, out=folder / "run", settings=SETTINGS, quiet=True)
     restored = load(folder, kind)
     checkpoint = latest_checkpoint(folder / "run" / "checkpoints")
     assert checkpoint is not None
