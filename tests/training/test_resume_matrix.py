@@ -115,17 +115,15 @@ def cut_at(point: str, trains: str, name: str, how: str, patch: pytest.MonkeyPat
     micro_batches = MICRO_BATCHES * ROUNDS[name]
     owner, function, nth = {
         # The second step after the save of step 2: there is something to do again.
-        "mid-rollout": (rows, "draw_tokens", None),
+        "mid-rollout": (rows, "draw_tokens", 3 * TOKENS + 3),
         "mid-accumulation": (update, "_backward", 3 * micro_batches + 2),
         "epoch edge": (update, "_backward", 3 * micro_batches + 1),
-        "last step": (Run, "append_rollouts", STEPS)
-        if how == "killed"
-        else (update, "_backward", 5 * micro_batches + 2),
+        "last step": (update, "_backward", 5 * micro_batches + 1),
     }[point]
     if point == "mid-rollout" and name == "SFT":
         owner, function, nth = methods, "demonstrate", 4
-    elif point == "mid-rollout":
-        nth = 3 * 6 + 3  # six tokens a step
+    if point == "last step" and how == "killed":
+        owner, function, nth = Run, "append_rollouts", STEPS  # between the two logs
     inner, calls = getattr(owner, function), []
 
     def ending(*arguments, **options):

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ def seed_everything(seed: int) -> None:
 def random_state() -> dict[str, Tensor]:
     """Where the global generators stand."""
     _, words, gauss = random.getstate()
-    _, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]  # noqa: NPY002
     state = {
         "python": torch.tensor(words, dtype=torch.long),
         "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), place, has_gauss], dtype=torch.long),
-        "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "numpy": torch.tensor(
+            [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"]], dtype=torch.long
+        ),
+        "numpy.gauss": torch.tensor([numpy["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -149,9 +149,9 @@ class RunState:
 
     def _check_is_ours(self, checkpoint: Path) -> None:
         manifest = read_manifest(checkpoint)
-        ours = {"recipe_sha256": json_sha256(self.run.recipe)}
-        ours["data_fingerprint"] = self.run.provenance.get("data_fingerprint")
-        for name, value in ours.items():
+        ours = self._manifest()
+        for name in ("recipe_sha256", "data_fingerprint"):
+            value = ours[name]
             if manifest.get(name, value) != value:  # early checkpoints do not say
                 raise CheckpointError(
                     f"checkpoint {checkpoint} is of another run: its {name} is {manifest[name]}, this run's {value}; "
