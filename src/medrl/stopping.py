@@ -34,7 +34,6 @@ class Deadline:
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = seconds
         self.save_s = 0.0
         """Longest save so far, or a guess at the first one."""
         self._clock = clock
@@ -61,7 +60,7 @@ def check() -> None:
     if _asked:
         raise Stopped
     if _deadline is not None and _deadline.is_near():
-        raise Stopped(f"the {_deadline.seconds / 3600:g} hours are nearly up")
+        raise Stopped("time is nearly up")
 
 
 @contextmanager
