@@ -130,7 +130,7 @@ def test_what_a_save_takes_is_no_way_to_a_safe_point():
 def test_work_stops_at_the_safe_point_where_its_time_is_nearly_up_and_says_so():
     clock = Time()
     with (
-        pytest.raises(stopping.Stopped, match="^time is nearly up$"),
+        pytest.raises(stopping.Stopped, match=r"^time is nearly up$"),
         stopping.at_safe_points(stopping.Deadline(1800, clock)),
     ):
         stopping.check()
