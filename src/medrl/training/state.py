@@ -25,7 +25,13 @@ from medrl.errors import CheckpointError
 from medrl.policy.policy import Policy
 from medrl.provenance import code_version, describe_versions
 from medrl.runs import Run
-from medrl.training.checkpoint import checkpoint_name, latest_checkpoint, load_state, save_checkpoint
+from medrl.training.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    load_state,
+    remove_leftovers,
+    save_checkpoint,
+)
 from medrl.training.determinism import random_state, seed_everything, set_random_state
 from medrl.training.manifest import json_sha256, read_manifest
 from medrl.training.methods import Method
@@ -100,6 +106,7 @@ class RunState:
 
         Raises ``CheckpointError`` when the checkpoint is one of another run.
         """
+        remove_leftovers(self.run.checkpoints)  # a run that was killed after its last step saves no more
         checkpoint = latest_checkpoint(self.run.checkpoints)
         if checkpoint is None:
             seed_everything(self.settings.seed)
