@@ -9,6 +9,7 @@ import pytest
 
 from medrl.data.prompts import find_template
 from medrl.settings import load_settings
+from medrl.study.settings import Study, method_recipe
 from medrl.training.recipe import Recipe
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -38,15 +39,32 @@ def test_an_example_has_fewer_than_40_lines(path):
     assert len(path.read_text().splitlines()) < 40
 
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+EVERY_RECIPE = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+STUDIES = [path for path in EVERY_RECIPE if path.stem.startswith("study-")]
+RECIPES = [path for path in EVERY_RECIPE if path not in STUDIES]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_its_header_says_how_to_run_it_on_what_and_what_to_expect(path):
     settings = load_settings(Recipe, path)
     find_template(settings.training.mode, settings.training.template)
+    check_header(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_loads_with_all_its_methods_and_its_header_says_the_same(path):
+    study = load_settings(Study, path)
+    for name in study.methods:
+        training = method_recipe(study, name, Path("train"), path.parent).training
+        find_template(training.mode, training.template)
+    for ask in study.zero_shot.values():
+        find_template(ask.mode, ask.template)
+    check_header(path)
+
+
+def check_header(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(re.search(rf"(medrl train|benchmarks/\w+\.py) recipes/{path.name}", line) for line in header)
+    assert any(re.search(rf"(medrl train|medrl study|benchmarks/\w+\.py) recipes/{path.name}", line) for line in header)
     for fact in ("Command", "Hardware:", "Minutes:", "Expected:"):
         assert any(line.startswith(f"# {fact}") for line in header), fact
 

@@ -23,9 +23,10 @@ ROOMS = (
     ("training",),
     ("evaluation",),
     ("report",),
+    ("study",),
     ("terminal",),
     ("api", "demo", "bench"),
-    ("cli_data", "cli_import"),
+    ("cli_data", "cli_eval", "cli_import", "cli_study"),
     ("cli",),
     ("__main__",),
 )
@@ -44,7 +45,9 @@ WITHOUT_TORCH = (
     "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals", "evaluation.blind",
     "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance", "data.leaks",
     "data.near",
-    "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page",
+    "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page", "report.watch", "evaluation.samples",
+    "evaluation.wordings", "evaluation.shards", "evaluation.grading", "evaluation.lmms_task", "report.interchange",
+    "cli_eval",
 )  # fmt: skip
 
 FORBIDDEN_IMPORTS = {"pickle", "dill", "marshal", "shelve", "cloudpickle"}

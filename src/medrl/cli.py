@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_data, cli_import, terminal
-from medrl.types import Mode
+from medrl import cli_data, cli_eval, cli_import, cli_study, terminal
 
 app = typer.Typer(
     cls=terminal.Commands,
@@ -75,6 +74,7 @@ def demo(
 
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
+app.command()(cli_study.study)
 
 
 @app.command()
@@ -109,75 +109,10 @@ def train(
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(help="A model folder, hub id, run folder (its newest checkpoint), checkpoint, or demo-base."),
-    ],
-    test: Annotated[Path, typer.Argument(metavar="STORE", help="What to ask.")],
-    out: Annotated[Path, typer.Option(help="Folder for records.jsonl and summary.json.")],
-    mode: Annotated[Mode | None, typer.Option(help="Form of completion; default: the run's, else think.")] = None,
-    template: Annotated[str | None, typer.Option(help="Prompt wording; default: the run's, else the mode's.")] = None,
-    train: Annotated[
-        Path | None, typer.Option(help="Store that blind baselines are fit on; default: the run's.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first this many.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; default: the run's, else 256.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = 32,
-    option_probs: Annotated[
-        bool, typer.Option(help="Keep how probable each option's letter was; one more pass over prompt and completion.")
-    ] = True,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64"] | None,
-        typer.Option(help="Precision; default: the run's, else bfloat16 on a GPU and float32 on a CPU."),
-    ] = None,
-    min_pixels: Annotated[int | None, typer.Option(min=1, help="Smallest image area; default: the run's.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image area; default: the run's.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Ask a model every question of a store.
-
-    Greedily, and grade its answers. Stopped, the same command continues.
-
-    \b
-    Example:
-      medrl eval runs/ct data/by-modality/ct/test --out runs/ct/eval/after
-      medrl eval demo-base data/split/all/test --template plain --train data/split/all/train --out runs/tiny/eval/before
-    """
-    from medrl.evaluation.subject import evaluate_model
-
-    terminal.quiet_libraries()
-    summary = evaluate_model(
-        model,
-        test,
-        out=out,
-        mode=mode,
-        template=template,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        option_probs=option_probs,
-        dtype=dtype,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        train=train,
-        limit=limit,
-        quiet=as_json,
-    ).summary
-    if as_json:
-        _print_json(summary)
-        return
-    blind = [terminal.accuracy_row(f"blind: {entry['name']}", entry["accuracy"]) for entry in summary["blind"]]
-    domains = [terminal.accuracy_row(name, accuracy) for name, accuracy in summary["by_modality"].items()]
-    rows = [terminal.accuracy_row(summary["name"], summary["accuracy"]), *blind, *domains]
-    terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
-    typer.echo(
-        f"unreadable {terminal.percent(summary['parse_fail_rate'])}, cut off "
-        f"{terminal.percent(summary['truncated_rate'])}, well-formed {terminal.percent(summary['well_formed'])}"
-    )
-    typer.echo(f"{out / 'records.jsonl'}\n{out / 'summary.json'}")
+app.command("eval")(cli_eval.evaluate)
+app.command()(cli_eval.watch)
+app.command("export-records")(cli_eval.export_records)
+app.command("export-task")(cli_eval.export_task)
 
 
 @app.command()

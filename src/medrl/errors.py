@@ -52,6 +52,10 @@ class RewardError(MedrlError):
     """A reward that failed or gave no finite number."""
 
 
+class EndpointError(MedrlError):
+    """A server that refuses, cannot be reached, or keeps failing; what it answered before is kept."""
+
+
 class NonFiniteError(MedrlError):
     """A loss, gradient or reward that is NaN or infinite; raised before any weight changes."""
 

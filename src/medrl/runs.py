@@ -3,8 +3,8 @@
 A run folder                                    An evaluation folder
     recipe.yaml      settings as resolved           records.jsonl   one EvalRecord per line
     provenance.json  where it came from             summary.json    figures computed from the records
-    metrics.jsonl    one row per step
-    rollouts.jsonl   one row per completion
+    metrics.jsonl    one row per step               asked.json      who was asked, how, how many questions
+    rollouts.jsonl   one row per completion         shards/<i>-of-<n>/  what one of several processes answered
     pass_rates.jsonl one row per example, where a curriculum asked
     checkpoints/     eval/<name>/
 
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from medrl.errors import RunError
-from medrl.types import EvalRecord
+from medrl.types import EvalRecord, Sample
 
 RECIPE = "recipe.yaml"
 PROVENANCE = "provenance.json"
@@ -32,6 +32,11 @@ ROLLOUTS = "rollouts.jsonl"
 PASS_RATES = "pass_rates.jsonl"
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
+ASKED = "asked.json"
+"""Who was asked, how and since when; written before the first record."""
+PROGRESS = "progress.json"
+"""Since when the newest process answers, and what it found answered."""
+SHARDS = "shards"
 LOGS = (METRICS, ROLLOUTS)
 
 
@@ -187,6 +192,12 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(f"not a finished evaluation: {path} has no {SUMMARY}; run 'medrl eval' again to finish it")
     return _read_json(file)
+
+
+def write_records_atomically(path: Path, records: Iterable[EvalRecord]) -> None:
+    """Replace ``records.jsonl`` of an evaluation folder whole or not at all."""
+    file = _records_file(path)
+    write_text_atomically(file, "".join(_to_json(dataclasses.asdict(record), file) + "\n" for record in records))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
@@ -351,5 +362,13 @@ def _to_record(row: dict[str, Any], file: Path, line: int) -> EvalRecord:
             "options": tuple(row["options"]),
             "option_probs": None if probs is None else tuple(probs),
             "references": tuple(row.get("references", ())),
+            "samples": tuple(_to_sample(sample, file, line) for sample in row.get("samples", ())),
         }
     )
+
+
+def _to_sample(row: Any, file: Path, line: int) -> Sample:
+    names = {field.name for field in dataclasses.fields(Sample)}
+    if not isinstance(row, dict) or row.keys() != names:
+        raise RunError(f"{file} line {line} holds a sample that is none: a sample has {', '.join(sorted(names))}")
+    return Sample(**row)

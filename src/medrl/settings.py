@@ -69,7 +69,7 @@ def load_settings(
     if isinstance(recipe, Mapping):
         source, values = "settings", dict(recipe)
     else:
-        source, values = str(recipe), _read_recipe(Path(recipe))
+        source, values = str(recipe), read_recipe(Path(recipe))
     if overrides:
         source = f"{source} with {' '.join(overrides)}"
     for override in overrides:
@@ -106,7 +106,8 @@ def with_defaults(values: Mapping[str, Any], settings: Settings) -> dict[str, An
     return completed
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings a YAML file lists, unchecked but for its form. Raises ``SettingsError`` when it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

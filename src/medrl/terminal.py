@@ -15,6 +15,7 @@ INTERRUPTED = {
     "train": "stopped; continue from the newest checkpoint with the same command and --resume auto",
     "eval": "stopped; the same command continues where it stopped",
     "demo": "stopped; the same command continues where it stopped",
+    "study": "stopped; the same command continues where it stopped",
 }
 EXIT_NO, EXIT_SAVED, EXIT_INTERRUPTED = 3, 143, 130
 

@@ -156,6 +156,18 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One of several completions of a question that was asked more than once."""
+
+    completion: str
+    finish_reason: Literal["stop", "length"]
+    answer: str | None
+    correct: bool
+    parts: dict[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRecord:
     """One line of ``records.jsonl``: all that any figure about an evaluation is computed from."""
 
@@ -186,6 +198,9 @@ class EvalRecord:
     kind: Kind = "choice"
     references: tuple[str, ...] = ()
     tolerance: str = ""
+    samples: tuple[Sample, ...] = ()
+    """All completions where several were sampled, in the order drawn; the record's own is then the one that stands for
+    the majority. Empty where the question was asked once."""
 
 
 def image_cluster(images: Sequence[str | Path]) -> str:

@@ -7,7 +7,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from medrl.data.prompts import make_prompt
 from medrl.data.store import load, read_info, write_store
 from medrl.errors import DataError, RunError, SettingsError
-from medrl.evaluation import evaluate as module
+from medrl.evaluation import answer as module
+from medrl.evaluation import resume
 from medrl.evaluation.evaluate import EvalSettings, evaluate, evaluate_store, make_record
 from medrl.evaluation.metrics import summarize
 from medrl.policy.policy import Policy
@@ -59,12 +60,12 @@ class Spy:
         self.batches = 0
         inner = module.generate
 
-        def generate(policy, prompts, *rest):
+        def generate(policy, prompts, *rest, **options):
             self.batches += 1
             if self.batches == stop_at:
                 raise KeyboardInterrupt
             self.asked += [prompt.id for prompt in prompts]
-            return inner(policy, prompts, *rest)
+            return inner(policy, prompts, *rest, **options)
 
         monkeypatch.setattr(module, "generate", generate)
 
@@ -163,11 +164,13 @@ def test_an_evaluation_that_was_stopped_continues_without_asking_twice(
 
 def test_who_was_asked_is_written_once(tiny, test_store, tmp_path, monkeypatch):
     written = []
-    inner = module.write_json_atomically
-    monkeypatch.setattr(module, "write_json_atomically", lambda path, value: written.append(path) or inner(path, value))
+    inner = resume.write_json_atomically
+    monkeypatch.setattr(resume, "write_json_atomically", lambda path, value: written.append(path) or inner(path, value))
     out = tmp_path / "eval"
-    evaluate_store(tiny, test_store, out=out, model="tiny", settings=SETTINGS, quiet=True)
-    assert written == [out / "asked.json", out / "summary.json"]
+    for _ in range(2):
+        evaluate_store(tiny, test_store, out=out, model="tiny", settings=SETTINGS, quiet=True)
+        (out / "records.jsonl").write_bytes((out / "records.jsonl").read_bytes()[:-20])
+    assert written == [out / "asked.json", out / "progress.json", out / "progress.json"]
 
 
 def test_a_finished_evaluation_asks_nothing(finished, tiny, test_store, train_store, monkeypatch):
@@ -221,3 +224,46 @@ def test_a_record_is_graded_like_a_rollout(make_examples, tmp_path, text, answer
     assert (record.answer, record.correct, record.tokens) == (answer, correct, 3)
     assert record.parts == {"choice_correct": float(correct), "well_formed": well_formed}
     assert record.images == (str(example.images[0]),)
+
+
+def test_a_folder_of_other_settings_is_refused(finished, tiny, test_store, make_policy, tmp_path):
+    def start(**changes):
+        settings = EvalSettings(**{**SETTINGS.model_dump(), **changes})
+        evaluate_store(tiny, test_store, out=tmp_path / "eval", model="tiny", settings=settings, quiet=True)
+
+    start()
+    for changes, named in (
+        ({"max_new_tokens": 9}, "max_new_tokens"),
+        ({"option_probs": False}, "option_probs"),
+        ({"samples": 2}, "sampling"),
+        ({"temperature": 0.5}, "sampling"),
+    ):
+        with pytest.raises(RunError, match=f"answers given with other {named}"):
+            start(**changes)
+    other = make_policy(torch.float32, seed=1)
+    with pytest.raises(RunError, match="other weights"):
+        evaluate_store(other, test_store, out=tmp_path / "eval", model="tiny", settings=SETTINGS, quiet=True)
+    start(batch_size=7)  # changes speed alone
+
+
+def test_a_greedy_run_is_refused_in_a_folder_of_samples(tiny, test_store, tmp_path):
+    warm = EvalSettings(**{**SETTINGS.model_dump(), "samples": 2})
+    evaluate_store(tiny, test_store, out=tmp_path / "eval", model="tiny", settings=warm, quiet=True)
+    with pytest.raises(RunError, match="other sampling"):
+        evaluate_store(tiny, test_store, out=tmp_path / "eval", model="tiny", settings=SETTINGS, quiet=True)
+
+
+def test_options_are_scored_without_a_second_look_at_the_images(folder, test_store, tmp_path, monkeypatch):
+    fresh, looks = Policy.load(folder), []
+    inner = fresh.family.vision.forward
+    monkeypatch.setattr(
+        fresh.family.vision, "forward", lambda pixels, **rest: looks.append(len(pixels)) or inner(pixels, **rest)
+    )
+    monkeypatch.setattr(module, "_elect", lambda example, group, *_: (answered(group[0]), ()))
+    evaluation = evaluate(fresh, load(test_store), out=tmp_path / "eval", settings=SETTINGS, quiet=True)
+    assert all(record.option_probs is not None for record in evaluation.records)
+    assert looks == [32, 32, 32, 16]  # two images of 16 patches each per batch, and one in the last
+
+
+def answered(completion: Completion) -> Completion:
+    return Completion(text="<answer>A</answer>", token_ids=(), finish_reason="stop", mode=completion.mode)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrl.data.prompts import make_prompt
+from medrl.evaluation import answer
 from medrl.evaluation import evaluate as module
 from medrl.evaluation.evaluate import evaluate
 from medrl.evaluation.option_probs import answer_place, option_probs, split_before
@@ -108,8 +109,8 @@ def test_kept_tokens_and_opening_are_the_text_before_the_answer(policy, reasonin
 def test_records_keep_them_unless_they_are_not_asked_for(policy, asked, found, tmp_path, monkeypatch):
     examples, prompts, written = asked
     by_id = {example.id: answer for example, answer in zip(examples, written, strict=True)}
-    monkeypatch.setattr(module, "generate", lambda policy, prompts, _: [[by_id[prompt.id]] for prompt in prompts])
-    monkeypatch.setattr(module, "make_prompt", lambda example, **_: prompts[examples.index(example)])
+    monkeypatch.setattr(answer, "generate", lambda policy, prompts, *_, **__: [[by_id[p.id]] for p in prompts])
+    monkeypatch.setattr(module, "make_prompt", lambda example, *_: prompts[examples.index(example)])
     options = {"max_new_tokens": 8, "quiet": True}
     evaluation = evaluate(policy, examples, out=tmp_path / "with", batch_size=4, **options)
     for record, probs in zip(evaluation.records, found, strict=True):

@@ -23,7 +23,7 @@ def test_the_choice_is_the_same_every_time_and_in_any_order_of_the_records(evalu
     shuffled = [dataclasses.replace(item, records=item.records[::-1]) for item in evaluations]
     ids = [item.record.id for item in choose_items(evaluations)]
     assert ids == [item.record.id for item in choose_items(shuffled)]
-    assert len(ids) == len(set(ids)) == 24
+    assert len(ids) == len(set(ids)) == 24 + 4 + 4
 
 
 def test_each_kind_is_what_it_says_and_every_kind_is_shown(evaluations):
@@ -34,9 +34,48 @@ def test_each_kind_is_what_it_says_and_every_kind_is_shown(evaluations):
     assert {item.kind for item in items} == {"fixed", "broken", "still_wrong", "right"}
 
 
+def test_the_shortest_and_the_longest_reasoning_are_shown_wherever_they_stand(evaluations):
+    last = evaluations[-1]
+    lengths = {record.id: place for place, record in enumerate(last.records)}
+
+    def reasoned(record):
+        return f"<think>{'w' * (10 + lengths[record.id])}</think><answer>A</answer>"
+
+    records = [dataclasses.replace(record, completion=reasoned(record)) for record in last.records]
+    items = choose_items([evaluations[0], dataclasses.replace(last, records=records)])
+    shown = {item.record.id for item in items}
+    by_length = [record.id for record in records]
+    assert {*by_length[:4], *by_length[-4:]} <= shown
+    for heading, ids in (("Shortest reasoning", by_length), ("Longest reasoning", by_length[::-1])):
+        kinds = {item.record.id for item in items if item.heading not in ("Shortest reasoning", "Longest reasoning")}
+        expected = [id for id in ids if id not in kinds][:4]
+        assert [item.record.id for item in items if item.heading == heading] == expected
+    assert [item.reasoning_characters for item in items] == [10 + lengths[item.record.id] for item in items]
+
+
+def test_every_domain_is_shown_however_rare(evaluations):
+    def rare(evaluation):
+        records = [
+            dataclasses.replace(record, modality="Fundus" if place < 3 else "CT", question_type=f"type {place // 80}")
+            for place, record in enumerate(evaluation.records)
+        ]
+        return dataclasses.replace(evaluation, records=records)
+
+    items = choose_items([rare(evaluation) for evaluation in evaluations])
+    assert sum(item.record.modality == "Fundus" for item in items) >= 2
+    assert {item.record.question_type for item in items} == {"type 0", "type 1"}
+
+
+def test_base_sft_and_rl_stand_side_by_side(evaluations):
+    three = [evaluations[0], dataclasses.replace(evaluations[0], name="sft"), evaluations[1]]
+    for item in choose_items(three):
+        assert [answered.evaluation for answered in item.answered] == ["before", "sft", "after"]
+        assert {answered.record.id for answered in item.answered} == {item.record.id}
+
+
 def test_one_evaluation_alone_shows_right_and_wrong(evaluations):
     items = choose_items(evaluations[:1])
-    assert {item.heading for item in items} == {"Wrong", "Right"}
+    assert {item.heading for item in items} == {"Wrong", "Right", "Shortest reasoning", "Longest reasoning"}
     assert all(len(item.answered) == 1 for item in items)
 
 

@@ -1,4 +1,6 @@
+import base64
 import dataclasses
+import hashlib
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ from medrl.report.page import write_report
 from medrl.runs import Run, append_records, read_records, read_summary, write_json_atomically
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><a href='javascript:alert(3)'>x</a>\u202e\x1b[31m'\"&"
+FILTERS = (Path(report.__file__).parent / "templates" / "filters.js").read_text()
 VOID = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect"}
 
 
@@ -25,6 +28,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.feed(source)
         assert self.open == []
 
@@ -41,14 +45,18 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
             self.text += data
 
 
 def assert_is_inert(page: Page) -> None:
-    """No script, no handler, no reference to anything outside the page."""
+    """No script but ours, no handler, no reference to anything outside the page."""
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert scripts in ([], [{}]) and page.scripts == [FILTERS] * len(scripts)
     for tag, attributes in page.tags:
-        assert tag not in {"script", "iframe", "object", "embed", "form", "base", "foreignobject", "use", "image"}
+        assert tag not in {"iframe", "object", "embed", "form", "base", "foreignobject", "use", "image"}
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in {"href", "src", "xlink:href", "srcset", "action"}:
@@ -74,7 +82,7 @@ def test_the_page_holds_results_curves_domains_items_and_provenance(page):
         "2.13.0", "Read this first",
     ):  # fmt: skip
         assert expected in page.text, expected
-    assert sum(tag == "img" for tag, _ in page.tags) == 24
+    assert sum(tag == "img" for tag, _ in page.tags) == 24 + 4 + 4
 
 
 def test_evaluations_stand_in_the_order_they_were_made(page):
@@ -96,6 +104,8 @@ def test_the_page_needs_nothing_from_outside(page):
     assert_is_inert(page)
     policies = [a.get("content") for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0] is not None and policies[0].startswith("default-src 'none'; img-src data:; style-src")
+    digest = base64.b64encode(hashlib.sha256(FILTERS.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policies[0]
     assert not re.search(r"url\(|@import", (Path(report.__file__).parent / "templates" / "style.css").read_text())
 
 
@@ -146,7 +156,7 @@ def test_lone_surrogates_and_very_long_completions_do_not_break_the_page(finishe
 def test_missing_images_become_a_note(finished_run, tmp_path):
     evaluation = rewrite_evaluation(finished_run / "eval" / "after", tmp_path / "bare", images=("images/gone.png",))
     page = Page(write_report([evaluation], tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.text.count("No image: the image is no longer in its store") == 24
+    assert page.text.count("No image: the image is no longer in its store") == 24 + 4 + 4
     assert not any(tag == "img" for tag, _ in page.tags)
 
 

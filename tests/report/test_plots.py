@@ -57,8 +57,8 @@ def test_flat_and_tiny_curves_have_at_least_two_ticks(values):
 def test_dots_and_whiskers_stand_where_their_numbers_are():
     svg = plots.dot_chart([("CT", [("s0", Interval(0.5, 0.25, 0.75, 40))])], "Accuracy")
     (whisker,) = [e for e in parse(svg).iter("line") if e.get("class") == "whisker"]
-    (dot,) = parse(svg).iter("circle")
-    assert (whisker.get("x1"), dot.get("cx"), whisker.get("x2")) == ("25.0%", "50.0%", "75.0%")
+    (dot,) = [e for e in parse(svg).iter("svg") if e.get("class") == "dot"]
+    assert (whisker.get("x1"), dot.get("x"), whisker.get("x2")) == ("25.0%", "50.0%", "75.0%")
     assert "95\u202f% interval" in svg
 
 
@@ -81,3 +81,13 @@ def test_the_longest_bar_is_the_largest_share():
     svg = plots.bar_chart([("A", [("s0", 0.2), ("s1", 0.8)]), ("B", [("s0", 0.0)])], "Letters")
     widths = [float(e.get("width", "").rstrip("%")) for e in parse(svg).iter("rect")]
     assert widths == [20.0, 80.0, 0.0]
+
+
+def test_every_series_has_a_shape_of_its_own():
+    classes = [*(f"s{index}" for index in range(plots.N_COLORS)), "blind"]
+    charts = [plots.dot_chart([("CT", [(css, Interval(0.5, 0.25, 0.75, 40))])], "Accuracy") for css in classes]
+    shapes = []
+    for chart in charts:
+        (dot,) = [e for e in parse(chart).iter("svg") if e.get("class") == "dot"]
+        shapes.append((dot[0].tag, tuple(sorted(dot[0].attrib.items()))))
+    assert len(set(shapes)) == len(classes)

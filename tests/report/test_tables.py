@@ -8,6 +8,8 @@ from medrl.report.tables import (
     by_test_set,
     domain_rows,
     evaluation_alarms,
+    failure,
+    failure_rows,
     headline_rows,
     read_evaluation,
 )
@@ -98,3 +100,20 @@ def test_a_blind_baseline_without_its_answers_is_an_error(after):
     wrong = dataclasses.replace(after, summary={**after.summary, "blind": [{"name": "x", "accuracy": {}}]})
     with pytest.raises(RunError, match=r"summary\.json: each entry of 'blind' needs"):
         headline_rows([wrong])
+
+
+def test_failures_are_told_apart_and_with_the_right_answers_they_are_all(finished_run):
+    evaluation = read_evaluation(finished_run / "eval" / "before")
+    first = evaluation.records[0]
+    cases = {
+        None: {"correct": True, "answer": None},
+        "wrong, in form": {"answer": "B", "parts": {"well_formed": 1.0}},
+        "wrong, and out of form": {"answer": "B", "parts": {"well_formed": 0.0}},
+        "no readable answer": {"answer": None, "finish_reason": "stop"},
+        "cut off before an answer": {"answer": None, "finish_reason": "length"},
+    }
+    for kind, changes in cases.items():
+        assert failure(dataclasses.replace(first, **{"correct": False, **changes})) == kind
+    shares = [interval.value or 0.0 for _, (interval,) in failure_rows([evaluation])]
+    assert sum(shares) == pytest.approx(1 - (evaluation.accuracy.value or 0.0))
+    assert shares[3] > 0 and shares[1] == 0

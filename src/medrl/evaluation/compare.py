@@ -150,7 +150,7 @@ def _compare(
     b_name: str,
 ) -> Comparison:
     ids = list(records)
-    clusters = [_cluster_of(records[id], cluster) for id in ids]
+    clusters = [cluster_of(records[id], cluster) for id in ids]
     differences = [int(b_correct[id]) - int(a_correct[id]) for id in ids]
     only_a, only_b = differences.count(-1), differences.count(1)
     return Comparison(
@@ -195,7 +195,8 @@ def _content(record: EvalRecord) -> tuple[str, tuple[str, ...], str]:
     return record.question, record.options, record.target
 
 
-def _cluster_of(record: EvalRecord, cluster: Cluster) -> str:
+def cluster_of(record: EvalRecord, cluster: Cluster) -> str:
+    """What a record's answer is right or wrong together with. Raises RunError for an unknown patient."""
     if cluster == "image":
         return image_cluster(record.images) if record.images else record.id
     if record.patient is None:

@@ -32,10 +32,11 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """Score interval of a share; honest also at 0 and 1, where the usual +-1.96 standard errors are 0 wide.
 
-    Takes observations to be independent. Source: Wilson 1927, JASA 22:209.
+    Takes observations to be independent. Successes need not be whole: a mean over seeds may be half right.
+    Source: Wilson 1927, JASA 22:209.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: must lie between 0 and n")

@@ -3,16 +3,17 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from medrl.errors import DataError, RunError
 from medrl.evaluation.metrics import accuracy, summarize
+from medrl.evaluation.samples import majority
 from medrl.rewards.scorers import CORRECT, FORM, Scorer
 from medrl.runs import is_evaluation, is_run, read_records
-from medrl.types import KINDS, LETTERS, MODES, Completion, EvalRecord, Example, Kind
+from medrl.types import KINDS, LETTERS, MODES, Completion, EvalRecord, Example, Kind, Mode, Sample
 
 _KIND_NAMES: dict[str, Kind] = {
     "mcq": "choice", "multiple_choice": "choice", "multi": "multi_select", "multiselect": "multi_select",
@@ -23,12 +24,25 @@ _KIND_NAMES: dict[str, Kind] = {
 
 
 def rescore(records: Sequence[EvalRecord], scorer: Scorer) -> list[EvalRecord]:
-    """The records with answer, verdict and parts by ``scorer``; an answer counts as correct at full marks."""
+    """The records with answer, verdict and parts by ``scorer``; an answer counts as correct at full marks.
+
+    Of records with several samples each is graded again, and they vote again.
+    """
     rescored = []
     for record in records:
-        score = scorer(_example_of(record), _completion_of(record))
-        rescored.append(replace(record, answer=score.answer, correct=score.value == 1.0, parts=score.parts))
+        example = _example_of(record)
+        if record.samples:
+            samples = tuple(replace(one, **_verdict(scorer, example, one, record.mode)) for one in record.samples)
+            rescored.append(replace(record, samples=samples, **asdict(majority(samples))))
+        else:
+            rescored.append(replace(record, **_verdict(scorer, example, record, record.mode)))
     return rescored
+
+
+def _verdict(scorer: Scorer, example: Example, given: EvalRecord | Sample, mode: Mode) -> dict[str, Any]:
+    completion = Completion(text=given.completion, token_ids=(), finish_reason=given.finish_reason, mode=mode)
+    score = scorer(example, completion)
+    return {"answer": score.answer, "correct": score.value == 1.0, "parts": score.parts}
 
 
 def rescore_folder(folder: Path, name: str, scorer: Scorer) -> dict[str, Any]:
@@ -100,10 +114,6 @@ def _example_of(record: EvalRecord) -> Example:
         references=record.references,
         tolerance=record.tolerance,
     )
-
-
-def _completion_of(record: EvalRecord) -> Completion:
-    return Completion(text=record.completion, token_ids=(), finish_reason=record.finish_reason, mode=record.mode)
 
 
 def _parse_row(line: str, place: str) -> Mapping[str, Any]:

@@ -4,17 +4,23 @@ A model is a model folder, a hub id, a run folder (its newest checkpoint that ve
 ``demo-base``. What is known of the run it comes from fills in what the caller leaves open.
 """
 
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
 from medrl.data import store
-from medrl.errors import DataError, RunError
+from medrl.data.prompts import TEMPLATES
+from medrl.errors import DataError, RunError, SettingsError
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
+from medrl.evaluation.shards import Shard
 from medrl.policy.loading import Dtype, PolicySettings
 from medrl.policy.policy import Policy
+from medrl.rollout.endpoint import Endpoint
 from medrl.runs import Run, is_evaluation, is_run, read_summary
 from medrl.settings import load_settings
 from medrl.training.checkpoint import latest_checkpoint
@@ -81,54 +87,110 @@ def _present(train: Path) -> Path | None:
     return None
 
 
+class Wishes(TypedDict, total=False):
+    """How a model is to be asked; what is left out is as its run had it, or the default of ``EvalSettings``."""
+
+    mode: Mode | None
+    max_new_tokens: int | None
+    batch_size: int
+    option_probs: bool
+    samples: int
+    temperature: float | None
+    top_p: float
+    top_k: int
+    seed: int
+    dtype: Dtype | None
+    min_pixels: int | None
+    max_pixels: int | None
+    train: Path | None
+    limit: int | None
+    endpoint: Endpoint | None
+    """Ask the server there instead of loading the model."""
+    shard: Shard | None
+
+
 def evaluate_model(
-    model: str,
-    test: Path,
-    *,
-    out: Path,
-    mode: Mode | None = None,
-    template: str | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int = 32,
-    option_probs: bool = True,
-    dtype: Dtype | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    train: Path | None = None,
-    limit: int | None = None,
-    quiet: bool = False,
+    model: str, test: Path, *, out: Path, template: str | None = None, quiet: bool = False, **wishes: Unpack[Wishes]
 ) -> Evaluation:
     """Evaluate ``model`` on the store ``test``; None takes what its run used, or the default.
 
     Raises what ``find_subject`` and ``evaluate_store`` raise, ``DataError`` for stores that are none (before the model
     is loaded), and ``RunError`` when ``out`` holds the evaluation of another model.
     """
+    return evaluate_templates(model, test, {template: out}, quiet=quiet, **wishes)[template]
+
+
+def evaluate_templates(
+    model: str, test: Path, outs: Mapping[str | None, Path], *, quiet: bool = False, **wishes: Unpack[Wishes]
+) -> dict[str | None, Evaluation]:
+    """Evaluate ``model`` in several wordings, loading it once: one evaluation per template, each in its own folder."""
     store.read_info(test)
+    train, endpoint = wishes.get("train"), wishes.get("endpoint")
     if train is not None:
         store.read_info(train)
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; an evaluation needs a folder: choose another --out")
     subject = find_subject(model)
-    _refuse_other_model(out, subject.name)
-    asked, loaded = subject.training or Training(), subject.policy
-    mode = mode or asked.mode
-    settings = EvalSettings(
-        mode=mode,
-        template=template or (asked.template if mode == asked.mode else None),
-        max_new_tokens=max_new_tokens or asked.sampling.max_new_tokens,
-        batch_size=batch_size,
-        option_probs=option_probs,
+    settings = {template: _settings(subject, template, wishes) for template in outs}
+    for out in outs.values():
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out} is a file; an evaluation needs a folder: choose another --out")
+        _refuse_other_model(out, subject.name)
+    policy = _load(subject, wishes) if endpoint is None else _checked(endpoint, wishes)
+    return {
+        template: evaluate_store(
+            policy,
+            test,
+            out=out,
+            model=subject.name,
+            train=train or subject.train,
+            limit=wishes.get("limit"),
+            settings=settings[template],
+            shard=wishes.get("shard"),
+            quiet=quiet,
+        )
+        for template, out in outs.items()
+    }
+
+
+def _settings(subject: Subject, template: str | None, wishes: Wishes) -> EvalSettings:
+    asked = subject.training or Training()
+    # A wording asks for one mode, so naming it is enough.
+    wanted = TEMPLATES[template].mode if template in TEMPLATES else asked.mode
+    mode = wishes.get("mode") or wanted
+    chosen = {key: wishes[key] for key in EvalSettings.model_fields.keys() & wishes.keys()}
+    return EvalSettings(
+        **{
+            **chosen,
+            "mode": mode,
+            "template": template or (asked.template if mode == asked.mode else None),
+            "max_new_tokens": wishes.get("max_new_tokens") or asked.sampling.max_new_tokens,
+        }
     )
-    policy = Policy.load(
+
+
+def _load(subject: Subject, wishes: Wishes) -> Policy:
+    loaded = subject.policy
+    return Policy.load(
         subject.source,
-        dtype=dtype or (loaded.dtype if loaded else _usual_dtype()),
-        min_pixels=min_pixels or (loaded.min_pixels if loaded else None),
-        max_pixels=max_pixels or (loaded.max_pixels if loaded else None),
+        dtype=wishes.get("dtype") or (loaded.dtype if loaded else _usual_dtype()),
+        device=_own_device(),
+        min_pixels=wishes.get("min_pixels") or (loaded.min_pixels if loaded else None),
+        max_pixels=wishes.get("max_pixels") or (loaded.max_pixels if loaded else None),
     )
-    return evaluate_store(
-        policy, test, out=out, model=subject.name, train=train or subject.train, limit=limit, settings=settings,
-        quiet=quiet,
-    )  # fmt: skip
+
+
+def _checked(endpoint: Endpoint, wishes: Wishes) -> Endpoint:
+    """The endpoint, where nothing is wished for that only who loads the model can do."""
+    meant = [name for name in ("dtype", "min_pixels", "max_pixels") if wishes.get(name) is not None]
+    if meant:
+        options = ", ".join("--" + name.replace("_", "-") for name in meant)
+        raise SettingsError(f"{options} cannot be chosen behind an endpoint: set it where the server is started")
+    return endpoint
+
+
+def _own_device() -> str | None:
+    """The GPU of this process where a launcher started several; None leaves the choice to the policy."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
 def _usual_dtype() -> Dtype:

@@ -1,4 +1,5 @@
-"""Image features of a vision tower that is not trained: computed once per image, for rollouts, reference and update."""
+"""Image features of a vision tower that does not change: computed once per image, for rollouts, reference and update,
+or for answering and scoring."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ class FrozenFeatures:
 
     def of(self, family: Any, pixels: Sequence[Tensor], grids: Sequence[Tensor]) -> Tensor:
         """Features (image tokens, H) of all images, in order; those not known yet go through the tower together."""
-        assert family.vision_frozen, "features of a tower that learns are not worth remembering"
+        assert family.vision_frozen or not torch.is_grad_enabled(), "features of a tower that learns have a gradient"
         # A parameter counts its changes: a checkpoint that is loaded, or a tower that was trained in between, shows.
         weights = tuple(parameter._version for parameter in family.vision.parameters())
         if weights != self._weights:

@@ -104,6 +104,7 @@ class Policy:
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()
+        self._weights_rest = False
         self._reference: Policy | None = None
         self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
         self._remembering = threading.Lock()
@@ -350,7 +351,7 @@ class Policy:
     def embed_prompts(self, encoded: Sequence[EncodedPrompt]) -> Tensor:
         """(sum of prompt lengths, H), prompts end to end, image features in their places; one vision pass for all.
 
-        The features of a vision tower that is not trained are remembered: the image is not looked at again.
+        The features of a vision tower that is not trained, or rests, are remembered: the image is not looked at again.
         """
         token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
         pixels = [prompt.pixels for prompt in encoded if prompt.pixels is not None]
@@ -358,11 +359,21 @@ class Policy:
         with phase("vision"):
             if not pixels:
                 features = None
-            elif self.family.vision_frozen:
+            elif self.family.vision_frozen or self._weights_rest:
                 features = self._features.of(self.family, pixels, grids)
             else:
                 features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
         return self.family.embed_prompts(token_ids, features)
+
+    @contextmanager
+    def looking_once(self) -> Iterator[None]:
+        """Within, nothing is trained: what an image looks like is remembered for as long as its prompt is held."""
+        before, self._weights_rest = self._weights_rest, True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._weights_rest = before
 
     def restore(self, folder: Path) -> None:
         """Take the weights of a checkpoint of this model."""

@@ -129,7 +129,6 @@ def build_model(
         vision_start_token_id=token_id("<|vision_start|>"),
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
-        initializer_range=std,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,25 +1,27 @@
-"""Which test items the report shows, and how: image, question, and what was written before and after."""
+"""Which test items the report shows, and how: image, question, and what every evaluation wrote, side by side."""
 
 import base64
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medrl.data.images import open_image
 from medrl.errors import ImageError
-from medrl.report.tables import Evaluation
+from medrl.report.tables import Evaluation, failure
 from medrl.types import LETTERS, EvalRecord
 
-N_ITEMS = 24
+N_ITEMS, N_EXTREMES, N_PER_DOMAIN = 24, 4, 2
 IMAGE_SIZE_PX = 256
 MAX_COMPLETION_CHARACTERS = 6000
 
 RULE = (
     "Chosen without looking at them: within each kind the items are ordered by the SHA-256 of their id, and the kinds "
-    f"take turns until {N_ITEMS} are found."
+    f"take turns until {N_ITEMS} are found. Then come the {N_EXTREMES} with the shortest and the {N_EXTREMES} with the "
+    f"longest reasoning, and as many as it takes for {N_PER_DOMAIN} of every domain."
 )
 
 KINDS = {
@@ -30,7 +32,11 @@ KINDS = {
 }
 KINDS_OF_ONE = {"still_wrong": "Wrong", "right": "Right"}
 
+SHORTEST, LONGEST = "Shortest reasoning", "Longest reasoning"
+MORE = "More, so that every domain is shown"
+
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_THINK = re.compile(r"<think>(.*?)(?:</think>|$)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,8 @@ class Answered:
     pieces: list[tuple[bool, str]]
     """The text in order: (whether it is a think or answer tag, the text)."""
     cut_characters: int
+    failure: str | None
+    """Kind of failure; None for a right answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +73,24 @@ class Item:
     options: list[tuple[str, str, bool]]
     """(letter, text, whether it is the right one)."""
     answered: list[Answered]
+    """One per evaluation, in their order."""
+
+    @property
+    def last(self) -> Answered:
+        """What the filters go by."""
+        return self.answered[-1]
+
+    @property
+    def reasoning_characters(self) -> int:
+        """Of the last evaluation's."""
+        return reasoning_characters(self.last.record)
 
 
 def choose_items(evaluations: Sequence[Evaluation]) -> list[Item]:
-    """About 24 items of the first and the last of some evaluations over the same examples, grouped by kind."""
+    """Some forty items that evaluations over the same examples answered, under their headings; see ``RULE``.
+
+    What has changed is told by the first evaluation and the last.
+    """
     first, last = evaluations[0], evaluations[-1]
     after = {record.id: record for record in last.records}
     headings = KINDS_OF_ONE if first is last else KINDS
@@ -76,11 +98,45 @@ def choose_items(evaluations: Sequence[Evaluation]) -> list[Item]:
     for record in first.records:
         kinds[_kind(record.correct, after[record.id].correct)].append(record)
     queues = {kind: sorted(records, key=_draw) for kind, records in kinds.items()}
-    return [
-        _item(kind, headings[kind], record, after[record.id], evaluations)
+    chosen = {
+        record.id: headings[kind]
         for kind, taken in _take_turns(queues, N_ITEMS).items()
-        for record in taken
+        for record in sorted(taken, key=_draw)
+    }
+    reasoned = sorted(
+        (r for r in last.records if reasoning_characters(r)), key=lambda r: (reasoning_characters(r), r.id)
+    )
+    for heading, records in ((SHORTEST, reasoned), (LONGEST, reasoned[::-1])):
+        for record in [record for record in records if record.id not in chosen][:N_EXTREMES]:
+            chosen[record.id] = heading
+    for field in ("modality", "question_type"):
+        for record in _missing_of_domains(first.records, chosen, field):
+            chosen[record.id] = MORE
+    by_id = [{record.id: record for record in evaluation.records} for evaluation in evaluations]
+    return [
+        _item(
+            _kind(by_id[0][id].correct, by_id[-1][id].correct), heading, [records[id] for records in by_id], evaluations
+        )
+        for id, heading in chosen.items()
     ]
+
+
+def _missing_of_domains(records: Sequence[EvalRecord], chosen: Collection[str], field: str) -> list[EvalRecord]:
+    """What lacks to show ``N_PER_DOMAIN`` of every domain."""
+    counts = Counter(getattr(record, field) for record in records if record.id in chosen)
+    missing = []
+    for record in sorted(records, key=_draw):
+        domain = getattr(record, field)
+        if record.id not in chosen and counts[domain] < N_PER_DOMAIN:
+            counts[domain] += 1
+            missing.append(record)
+    return missing
+
+
+def reasoning_characters(record: EvalRecord) -> int:
+    """Length of what stands between the think tags; 0 where there are none."""
+    found = _THINK.search(record.completion)
+    return len(found[1].strip()) if found else 0
 
 
 def embed_image(store: Path | None, name: str) -> Picture:
@@ -126,21 +182,15 @@ def _take_turns(queues: dict[str, list[EvalRecord]], total: int) -> dict[str, li
     return taken
 
 
-def _item(kind: str, heading: str, before: EvalRecord, after: EvalRecord, evaluations: Sequence[Evaluation]) -> Item:
-    first, last = evaluations[0], evaluations[-1]
-    store = first.summary.get("store")
-    answered = [_answered(first.name, before)]
-    if last is not first:
-        answered.append(_answered(last.name, after))
+def _item(kind: str, heading: str, records: Sequence[EvalRecord], evaluations: Sequence[Evaluation]) -> Item:
+    asked, store = records[0], evaluations[0].summary.get("store")
     return Item(
         kind=kind,
         heading=heading,
-        record=before,
-        pictures=[embed_image(Path(store) if store else None, name) for name in before.images],
-        options=[
-            (letter, text, letter == before.target) for letter, text in zip(LETTERS, before.options, strict=False)
-        ],
-        answered=answered,
+        record=asked,
+        pictures=[embed_image(Path(store) if store else None, name) for name in asked.images],
+        options=[(letter, text, letter == asked.target) for letter, text in zip(LETTERS, asked.options, strict=False)],
+        answered=[_answered(evaluation.name, record) for evaluation, record in zip(evaluations, records, strict=True)],
     )
 
 
@@ -156,4 +206,5 @@ def _answered(evaluation: str, record: EvalRecord) -> Answered:
         record=record,
         pieces=[(is_tag, piece) for is_tag, piece in pieces if piece],
         cut_characters=len(record.completion) - len(text),
+        failure=failure(record),
     )

@@ -1,10 +1,14 @@
-"""The report: one HTML file that needs no network, no script and no other file.
+"""The report: one HTML file that needs no network and no other file. Its one script filters and sorts test items;
+all of it can be read without.
 
 What models and data sets wrote is text to be shown, never markup: the template escapes everything, invisible
-characters are spelled out, images are encoded anew, and the page's own policy forbids scripts and connections.
+characters are spelled out, images are encoded anew, and the page's own policy forbids connections and every script but
+this one, which it knows by its hash.
 """
 
+import base64
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from medrl.errors import RunError
+from medrl.evaluation.intervals import Interval
+from medrl.evaluation.samples import summarize_samples
 from medrl.report import plots, text
 from medrl.report.environment import page_environment
-from medrl.report.gallery import RULE, Item, choose_items
+from medrl.report.gallery import KINDS, RULE, Item, choose_items
 from medrl.report.monitors import Reading, read_monitors
 from medrl.report.tables import (
+    FAILURES,
     DomainRow,
     Evaluation,
     Field,
@@ -29,15 +37,19 @@ from medrl.report.tables import (
     compare_to_best_blind,
     domain_rows,
     evaluation_alarms,
+    failure_rows,
     headline_rows,
     read_evaluation,
     run_alarms,
 )
 from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
 
+SCRIPT = "filters.js"
+MAX_TITLE_NAMES = 4
 _FIGURES = {
     "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
-    "well_formed", "mean_tokens", "answer_letters", "target_letters", "blind", "comparison_to_blind",
+    "well_formed", "mean_tokens", "answer_letters", "target_letters", "blind", "comparison_to_blind", "samples",
+    "pass@k", "agreement",
 }  # fmt: skip
 """What a summary holds besides provenance."""
 
@@ -64,11 +76,14 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
     """
     runs, evaluations = _gather([Path(folder) for folder in dirs])
     test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
+    script = (Path(__file__).parent / "templates" / SCRIPT).read_text(encoding="utf-8")
     page = (
         page_environment()
         .get_template("report.html.jinja")
         .render(
-            title=", ".join([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
+            script=Markup(script),  # ours, from this package
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            title=_title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
             runs=runs,
             curves=_curves(runs),
             test_sets=test_sets,
@@ -81,6 +96,12 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     write_text_atomically(out, page)
     return out
+
+
+def _title(names: Sequence[str]) -> str:
+    """The first few names; all of them stand in the results and the provenance."""
+    more = f" and {len(names) - MAX_TITLE_NAMES} more" if len(names) > MAX_TITLE_NAMES else ""
+    return ", ".join(names[:MAX_TITLE_NAMES]) + more
 
 
 def _gather(dirs: Sequence[Path]) -> tuple[list[RunPart], list[Evaluation]]:
@@ -149,6 +170,7 @@ def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
     overview = [(row.name, [(css, row.accuracy)]) for row, (_, css) in zip(shown, series, strict=True)]
     domains: list[tuple[str, Field]] = [("modality", "modality"), ("question type", "question_type")]
     store = evaluations[0].summary.get("store")
+    items = choose_items(evaluations)
     return {
         "name": Path(store).name if store else evaluations[0].name,
         "evaluations": evaluations,
@@ -159,7 +181,10 @@ def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
         "domains": [_domain_part(title, domain_rows(evaluations, field), series) for title, field in domains],
         "letters": _letters(evaluations),
         "against_blind": [compare_to_best_blind(evaluation, baselines) for evaluation in evaluations],
-        "gallery": _by_heading(choose_items(evaluations)),
+        "failures": failure_rows(evaluations),
+        "passes": _passes(evaluations),
+        "gallery": _by_heading(items),
+        "filters": _filters(items),
         "alarms": evaluation_alarms(evaluations),
     }
 
@@ -195,6 +220,29 @@ def _by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:
     for item in items:
         headings.setdefault(item.heading, []).append(item)
     return headings
+
+
+def _filters(items: Sequence[Item]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(attribute of an item, label, [(value, text), ...]) of each choice that the script offers."""
+    kinds = KINDS if len(items[0].answered) > 1 else {}
+    failures = [name for name in FAILURES if any(item.last.failure == name for item in items)]
+    choices = [
+        ("modality", "Modality", [(name, name) for name in sorted({item.record.modality for item in items})]),
+        ("question", "Question type", [(name, name) for name in sorted({item.record.question_type for item in items})]),
+        ("verdict", "Verdict", [("right", "right"), ("wrong", "wrong"), *((name, name) for name in failures)]),
+        ("kind", "Changed by training", list(kinds.items())),
+    ]
+    return [choice for choice in choices if choice[2]]
+
+
+def _passes(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str, Interval]]]]:
+    """(evaluation, [(k, pass@k), ...]) of those with several samples per question."""
+    found = [(evaluation.name, summarize_samples(evaluation.records)) for evaluation in evaluations]
+    return [
+        (name, [(k, Interval(**interval)) for k, interval in figures["pass@k"].items()])
+        for name, figures in found
+        if figures
+    ]
 
 
 def _alarms(runs: Sequence[RunPart], test_sets: Sequence[Mapping[str, Any]]) -> list[str]:

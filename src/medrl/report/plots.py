@@ -17,6 +17,19 @@ N_COLORS = 6
 MAX_POINTS = 240
 """A curve of more steps is averaged into this many points."""
 
+MARKS = {
+    "s0": '<circle r="5"/>',
+    "s1": '<path d="M-5-5h10v10h-10z"/>',
+    "s2": '<path d="M0-6.5 6.5 0 0 6.5-6.5 0z"/>',
+    "s3": '<path d="M0-6 6 5H-6z"/>',
+    "s4": '<path d="M0 6 6-5H-6z"/>',
+    "s5": '<path d="M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z"/>',
+    "blind": '<circle r="4" style="fill:none;stroke:var(--c);stroke-width:2;stroke-dasharray:2 2"/>',
+}
+"""Shapes of the series, so that nobody has to tell colors apart; the legend shows the same."""
+
+MAX_HEADING_CHARACTERS = 60
+
 CURVES: dict[str, tuple[str, str]] = {
     "reward": ("Reward", "mean per completion"),
     "loss": ("Loss", "per step"),
@@ -109,7 +122,7 @@ def dot_chart(groups: Sequence[tuple[str, Sequence[tuple[str, Interval]]]], labe
     rows = []
     for heading, series in groups:
         if heading:
-            rows.append(f'<text class="heading" x="0" y="{y + 14}">{_text(heading)}</text>')
+            rows.append(f'<text class="heading" x="0" y="{y + 14}">{_heading(heading)}</text>')
             y += 22
         for css, interval in series:
             rows.append(_whisker(interval, css, y + 9))
@@ -130,7 +143,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: 
     scale = max((share for _, series in groups for _, share in series), default=0.0) or 1.0
     for heading, series in groups:
         middle = y + len(series) * 7 + 4
-        body.append(f'<text x="0" y="{middle}" class="heading">{_text(heading)}</text>')
+        body.append(f'<text x="0" y="{middle}" class="heading">{_heading(heading)}</text>')
         for css, share in series:
             width = round(80 * share / scale, 2)
             body.append(f'<rect class="bar {css}" x="6%" y="{y}" width="{width}%" height="11" rx="2"/>')
@@ -144,12 +157,13 @@ def _whisker(interval: Interval, css: str, y: int) -> str:
     if interval.value is None:
         return f'<text x="0" y="{y + 4}">no examples</text>'
     low, high = interval.low or 0.0, interval.high if interval.high is not None else 1.0
+    x, mark = _position(interval.value, 0, 1), MARKS.get(css, MARKS["s0"])
     title = f"{percent(interval.value)} ({percent_range(interval)}), n = {interval.n}"
     pale = " few" if interval.n < 30 else ""
     return (
         f'<g class="{css}{pale}"><title>{_text(title)}</title>'
         f'<line class="whisker" x1="{_position(low, 0, 1)}%" x2="{_position(high, 0, 1)}%" y1="{y}" y2="{y}"/>'
-        f'<circle class="dot" cx="{_position(interval.value, 0, 1)}%" cy="{y}" r="5"/></g>'
+        f'<svg class="dot" overflow="visible" x="{x}%" y="{y}">{mark}</svg></g>'
     )
 
 
@@ -158,6 +172,14 @@ def _svg(body: Iterable[str], label: str, height: int) -> str:
     return Markup(
         f'<svg class="chart" role="img" aria-label="{_text(label)}" width="100%" height="{height}">'
     ) + Markup("".join(body) + "</svg>")
+
+
+def _heading(text: str) -> str:
+    """A name in one line, which a chart cannot break; cut where it is longer than a phone is wide, whole on hover."""
+    shown = visible(text)
+    if len(shown) <= MAX_HEADING_CHARACTERS:
+        return str(escape(shown))
+    return f"{escape(shown[: MAX_HEADING_CHARACTERS - 1])}…<title>{escape(shown)}</title>"
 
 
 def _text(text: str) -> str:

@@ -1,5 +1,6 @@
 """What the report says in figures: plain rows."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,27 @@ def domain_rows(evaluations: Sequence[Evaluation], field: Field) -> list[DomainR
             accuracies=[_share({id: correct[id] for id in ids[name]}) for correct in correct_by_series],
         )
         for name in sorted(ids)
+    ]
+
+
+FAILURES = ("wrong, in form", "wrong, and out of form", "no readable answer", "cut off before an answer")
+
+
+def failure(record: EvalRecord) -> str | None:
+    """Which of ``FAILURES`` a record is; None for a right answer."""
+    if record.correct:
+        return None
+    if record.answer is None:
+        return FAILURES[3] if record.finish_reason == "length" else FAILURES[2]
+    return FAILURES[0] if record.parts.get("well_formed", 1.0) == 1.0 else FAILURES[1]
+
+
+def failure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Interval]]]:
+    """(kind of failure, its share of all questions in each evaluation), in the order of ``FAILURES``."""
+    counts = [Counter(failure(record) for record in evaluation.records) for evaluation in evaluations]
+    return [
+        (kind, [wilson(count[kind], len(e.records)) for count, e in zip(counts, evaluations, strict=True)])
+        for kind in FAILURES
     ]
 
 

@@ -22,7 +22,10 @@ from medrl.training.batches import Objective
 from medrl.training.settings import Training
 from medrl.training.start import Resume
 from medrl.training.train import train
-from medrl.types import Example
+from medrl.types import Example, Kind
+
+FILTERS = ("modality", "question_type", "source", "kind")
+"""Columns a recipe may choose values of."""
 
 
 class Data(Settings):
@@ -33,6 +36,10 @@ class Data(Settings):
     modality: tuple[str, ...] = ()
     """Keep only these; empty keeps all."""
     question_type: tuple[str, ...] = ()
+    """Keep only these; empty keeps all."""
+    source: tuple[str, ...] = ()
+    """Keep only these; empty keeps all."""
+    kind: tuple[Kind, ...] = ()
     """Keep only these; empty keeps all."""
     limit: int | None = Field(default=None, ge=1)
     """Keep only the first this many, after the filters."""
@@ -111,7 +118,7 @@ def run_settings(
 def select(examples: Sequence[Example], data: Data) -> list[Example]:
     """The examples a recipe keeps. Raises ``DataError`` naming what there is when a filter keeps none."""
     kept = list(examples)
-    for field in ("modality", "question_type"):
+    for field in FILTERS:
         wanted = getattr(data, field)
         present = sorted({getattr(example, field) for example in examples})
         unknown = [name for name in wanted if name not in present]
@@ -119,5 +126,5 @@ def select(examples: Sequence[Example], data: Data) -> list[Example]:
             raise DataError(f"data.{field} asks for {', '.join(unknown)}, but {data.train} has {', '.join(present)}")
         kept = [example for example in kept if not wanted or getattr(example, field) in wanted]
     if not kept:
-        raise DataError(f"no example of {data.train} passes data.modality and data.question_type together")
+        raise DataError(f"no example of {data.train} passes {', '.join(f'data.{field}' for field in FILTERS)} together")
     return kept[: data.limit]

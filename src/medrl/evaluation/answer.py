@@ -1,0 +1,138 @@
+"""Questions -> records: by a policy in this process, or by a server. One completion each, or several and their vote."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medrl.evaluation.grading import grade
+from medrl.evaluation.option_probs import option_probs
+from medrl.evaluation.samples import majority
+from medrl.evaluation.settings import EvalSettings
+from medrl.policy.policy import Policy
+from medrl.rollout.endpoint import Endpoint
+from medrl.rollout.engine import generate
+from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
+
+Question = tuple[Example, Prompt]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What came back for some questions."""
+
+    records: list[EvalRecord]
+    refused: dict[str, str]
+    """Why a question has no answer, by its id."""
+
+
+def answer(
+    policy: Policy | Endpoint, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+) -> Iterator[Answers]:
+    """Ask them all; answers come as they are ready, to be kept at once. ``root`` as for ``make_record``.
+
+    Raises ``EndpointError`` when a server fails for good.
+    """
+    if isinstance(policy, Endpoint):
+        yield from _answer_by_server(policy, questions, settings, root)
+        return
+    for start in range(0, len(questions), settings.batch_size):
+        batch = questions[start : start + settings.batch_size]
+        yield Answers(records=_answer_batch(policy, batch, settings, root), refused={})
+
+
+def _answer_batch(
+    policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+) -> list[EvalRecord]:
+    examples, prompts = [example for example, _ in questions], [prompt for _, prompt in questions]
+    sampling, k = settings.sampling, settings.samples
+    with policy.looking_once():  # to score the options, the images need not be seen again
+        encoded = policy.encode(prompts, room_tokens=sampling.max_new_tokens)
+        groups = generate(policy, prompts, sampling, group_size=k, seed=settings.seed, encoded=encoded)
+        graded = [_elect(example, group) for example, group in zip(examples, groups, strict=True)]
+        probs: list[tuple[float, ...] | None] = [None] * len(prompts)
+        if settings.option_probs:
+            probs = option_probs(policy, examples, encoded, [completion for completion, _ in graded])
+    return [
+        replace(make_record(example, prompt, completion, root), option_probs=shares, samples=samples)
+        for example, prompt, (completion, samples), shares in zip(examples, prompts, graded, probs, strict=True)
+    ]
+
+
+def _answer_by_server(
+    endpoint: Endpoint, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+) -> Iterator[Answers]:
+    examples = {example.id: example for example, _ in questions}
+    prompts = [prompt for _, prompt in questions]
+    k, at_once = settings.samples, settings.batch_size
+    for reply in endpoint.complete(prompts, settings.sampling, group_size=k, seed=settings.seed, at_once=at_once):
+        example = examples[reply.prompt.id]
+        if reply.refusal:
+            yield Answers(records=[], refused={example.id: reply.refusal})
+            continue
+        completion, samples = _elect(example, reply.completions, reply.tokens)
+        tokens = reply.tokens[reply.completions.index(completion)]
+        record = make_record(example, reply.prompt, completion, root)
+        yield Answers(records=[replace(record, tokens=tokens, samples=samples)], refused={})
+
+
+def _elect(
+    example: Example, completions: Sequence[Completion], tokens: Sequence[int] | None = None
+) -> tuple[Completion, tuple[Sample, ...]]:
+    """The completion that stands for the majority, and all of them graded where there are several."""
+    if len(completions) == 1:
+        return completions[0], ()
+    tokens = [len(completion.token_ids) for completion in completions] if tokens is None else tokens
+    samples = tuple(grade(example, one, length) for one, length in zip(completions, tokens, strict=True))
+    return completions[samples.index(majority(samples))], samples
+
+
+def make_record(example: Example, prompt: Prompt, completion: Completion, root: str | Path | None = None) -> EvalRecord:
+    """Grade one completion. ``root``: folder that image paths become relative to; None keeps them as they are."""
+    graded = grade(example, completion, len(completion.token_ids))
+    return EvalRecord(
+        id=example.id,
+        source=example.source,
+        modality=example.modality,
+        question_type=example.question_type,
+        patient=example.patient,
+        images=tuple(relative_to(image, root) for image in example.images),
+        question=example.question,
+        options=example.options,
+        mode=prompt.mode,
+        prompt_hash=prompt.hash,
+        completion=graded.completion,
+        finish_reason=graded.finish_reason,
+        answer=graded.answer,
+        target=example.target,
+        correct=graded.correct,
+        parts=graded.parts,
+        tokens=graded.tokens,
+        kind=example.kind,
+        references=example.references,
+        tolerance=example.tolerance,
+    )
+
+
+def describe_asked(policy: Policy | Endpoint, settings: EvalSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Who is asked and how, as far as records do not tell."""
+    return {
+        **(_describe_server(policy) if isinstance(policy, Endpoint) else _describe_policy(policy)),
+        "max_new_tokens": settings.max_new_tokens,
+        "option_probs": settings.option_probs and not isinstance(policy, Endpoint),
+        "sampling": settings.describe_sampling(),
+        "store_fingerprint": facts.get("store_fingerprint"),
+    }
+
+
+def _describe_policy(policy: Policy) -> dict[str, Any]:
+    size = policy.processor.image_processor.size
+    return {
+        "weights": policy.fingerprint(),
+        "dtype": str(policy.family.head.dtype),
+        "image_size": {key: size[key] for key in ("shortest_edge", "longest_edge")},
+    }
+
+
+def _describe_server(endpoint: Endpoint) -> dict[str, Any]:
+    return {"endpoint": endpoint.url, "served_model": endpoint.model}

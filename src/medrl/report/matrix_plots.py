@@ -1,0 +1,137 @@
+"""Heat maps and forest plots as SVG text, made like the other charts: no script, no fonts, colors from the page.
+
+Blue and orange only, which color-blind readers tell apart, and every cell says its number.
+"""
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup, escape
+
+from medrl.report.text import UNKNOWN, visible
+
+CELL_WIDTH, CELL_HEIGHT = 92, 46
+LABEL_WIDTH, HEAD_HEIGHT = 176, 30
+STRONGEST = 0.6
+"""Opacity of the fullest cell: the number on it stays readable."""
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def heat_width(columns: Sequence[str]) -> int:
+    """Pixels that a heat map of these columns takes."""
+    return LABEL_WIDTH + CELL_WIDTH * len(columns)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Matrix,
+    low: Matrix,
+    high: Matrix,
+    *,
+    label: str,
+    signed: bool = False,
+    marked: Sequence[tuple[int, int]] = (),
+) -> str:
+    """Shares (0 to 1), or differences when ``signed``: a cell each, with value and 95 % interval in percent or points.
+
+    Differences are scaled to the largest one. ``marked`` cells (row, column) get a frame: the trained domain.
+    """
+    known = [abs(value) for line in values for value in line if value is not None]
+    top = max(known, default=0.0) or 1.0
+    width, height = heat_width(columns), HEAD_HEIGHT + CELL_HEIGHT * len(rows)
+    body = []
+    for j, column in enumerate(columns):
+        x = LABEL_WIDTH + CELL_WIDTH * (j + 0.5)
+        body.append(f'<text class="middle" x="{x}" y="{HEAD_HEIGHT - 10}">{_name(column, 13)}</text>')
+    for i, row in enumerate(rows):
+        y = HEAD_HEIGHT + CELL_HEIGHT * i
+        body.append(f'<text class="heading end" x="{LABEL_WIDTH - 10}" y="{y + 27}">{_name(row, 21)}</text>')
+        for j in range(len(columns)):
+            value, ends = values[i][j], (low[i][j], high[i][j])
+            x = LABEL_WIDTH + CELL_WIDTH * j
+            body.append(_cell(x, y, value, ends, top if signed else 1.0, signed, (i, j) in marked))
+    return _svg(body, label, f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"', "chart heat")
+
+
+def forest(rows: Sequence[tuple[str, str, float, float, float]], *, label: str) -> str:
+    """Differences with their intervals about 0: (name, CSS class, value, low, high) from top to bottom."""
+    reach = max((abs(end) for *_, low, high in rows for end in (low, high)), default=0.0) or 1.0
+    step = _round_up(reach / 2)
+    reach = max(reach, step)
+    body, y = [], 0
+    ticks = [step * k for k in range(-int(reach // step), int(reach // step) + 1)]
+    height = 40 * len(rows)
+    for tick in ticks:
+        x = _position(tick, reach)
+        body.append(f'<line class="{"zero" if tick == 0 else "grid"}" x1="{x}%" x2="{x}%" y1="0" y2="{height}"/>')
+        body.append(f'<text class="middle" x="{x}%" y="{height + 16}">{_points(tick, 0)}</text>')
+    for name, css, value, low, high in rows:
+        title = f"{_points(value)} ({_points(low)} to {_points(high)})"
+        body.append(f'<text class="heading" x="0" y="{y + 14}">{_name(name, 70)}</text>')
+        body.append(
+            f'<g class="{css}"><title>{title}</title>'
+            f'<line class="whisker" x1="{_position(low, reach)}%" x2="{_position(high, reach)}%" '
+            f'y1="{y + 26}" y2="{y + 26}"/>'
+            f'<circle class="dot" cx="{_position(value, reach)}%" cy="{y + 26}" r="5"/></g>'
+        )
+        y += 40
+    body.append(f'<text x="100%" y="{height + 32}" class="end axis">points, 95\u202f% interval</text>')
+    return _svg(body, label, f'width="100%" height="{height + 36}"', "chart")
+
+
+def _cell(
+    x: float,
+    y: float,
+    value: float | None,
+    ends: tuple[float | None, float | None],
+    top: float,
+    signed: bool,
+    mark: bool,
+) -> str:
+    css = "down" if signed and value is not None and value < 0 else "up"
+    opacity = 0.0 if value is None else round(STRONGEST * min(1.0, abs(value) / top), 3)
+    frame = " mark" if mark else ""
+    center = x + CELL_WIDTH / 2
+    lines = [
+        f'<rect class="cell {css}" x="{x + 1}" y="{y + 1}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" '
+        f'fill-opacity="{opacity}" rx="4"/>'
+    ]
+    if frame:
+        lines.append(
+            f'<rect class="frame" x="{x + 2}" y="{y + 2}" width="{CELL_WIDTH - 4}" height="{CELL_HEIGHT - 4}" rx="4"/>'
+        )
+    shown = UNKNOWN if value is None else _points(value) if signed else f"{100 * value:.1f}"
+    lines.append(f'<text class="value middle" x="{center}" y="{y + 20}">{shown}</text>')
+    if None not in ends:
+        first, last = (_points(end or 0.0, 0) if signed else f"{100 * (end or 0.0):.0f}" for end in ends)
+        lines.append(f'<text class="range middle" x="{center}" y="{y + 36}">{first} to {last}</text>')
+    return "".join(lines)
+
+
+def _points(value: float, digits: int = 1) -> str:
+    return f"{100 * value:+.{digits}f}".replace("-", "−")
+
+
+def _position(value: float, reach: float) -> float:
+    return round(50 + 48 * value / reach, 2)
+
+
+def _round_up(value: float) -> float:
+    magnitude = 10.0 ** math.floor(math.log10(value))
+    return next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= value * 0.999)
+
+
+def _name(text: str, room: int) -> str:
+    """As much of a name as there is room for; the whole of it where a pointer rests."""
+    whole = visible(text).replace("\n", " ")
+    short = whole if len(whole) <= room else whole[: room - 1] + "…"
+    return f"<title>{escape(whole)}</title>{escape(short)}"
+
+
+def _svg(body: Sequence[str], label: str, size: str, css: str) -> str:
+    # Numbers of ours and names that have been escaped: the whole is safe to place in the page.
+    return Markup(
+        f'<svg class="{css}" role="img" aria-label="{escape(visible(label))}" {size}>' + "".join(body) + "</svg>"
+    )

@@ -1,0 +1,103 @@
+"""Takes up cells until all are done: any number of workers may do so in one folder, and die anywhere."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medrl.errors import MedrlError
+from medrl.runs import write_json_atomically
+from medrl.study.claims import EXPIRY_S, Claims
+from medrl.study.plan import Cell
+
+DONE, FAILED = "done.json", "failed.json"
+POLL_S = 1.0
+
+State = Literal["done", "failed", "blocked", "waiting"]
+Work = Callable[[Cell], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a study stands when a worker finds nothing left to do."""
+
+    done: list[Cell]
+    failed: list[Cell]
+    blocked: list[Cell]
+    """Cells whose training failed."""
+
+
+def state_of(cell: Cell, out: Path) -> State:
+    """From the cell's files alone; ``waiting`` is also a cell that somebody works on."""
+    if (cell.folder(out) / DONE).exists():
+        return "done"
+    if (cell.folder(out) / FAILED).exists():
+        return "failed"
+    if cell.needs is not None and (out / "cells" / cell.needs / FAILED).exists():
+        return "blocked"
+    return "waiting"
+
+
+def forget_failures(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """Let failed cells be tried again; what they had done is kept. Returns them."""
+    failed = [cell for cell in cells if state_of(cell, out) == "failed"]
+    for cell in failed:
+        (cell.folder(out) / FAILED).unlink(missing_ok=True)
+    return failed
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    out: Path,
+    work: Work,
+    *,
+    say: Say,
+    time_left: Callable[[], str] = lambda: "",
+    expiry_s: float = EXPIRY_S,
+    poll_s: float = POLL_S,
+) -> Outcome:
+    """Do every cell that nobody has done and nobody living is doing; wait for those that somebody is doing.
+
+    ``say`` is told each cell that is taken up, with what ``time_left`` says then.
+    A cell that fails is marked, with its reason, and the others go on. Raises ``Stopped`` and ``KeyboardInterrupt`` as
+    the work does; the claim is then given back.
+    """
+    claims = {cell.id: Claims(cell.folder(out) / "claims", expiry_s) for cell in cells}
+    while True:
+        states = {cell.id: state_of(cell, out) for cell in cells}
+        waiting = [cell for cell in cells if states[cell.id] == "waiting"]
+        if not waiting:
+            chosen = {name: [c for c in cells if states[c.id] == name] for name in ("done", "failed", "blocked")}
+            return Outcome(**chosen)
+        ready = [cell for cell in waiting if cell.needs is None or states.get(cell.needs) == "done"]
+        if not any(_take_up(cell, claims[cell.id], cells, out, work, say, time_left) for cell in ready):
+            time.sleep(poll_s)
+
+
+def _take_up(
+    cell: Cell, claims: Claims, cells: Sequence[Cell], out: Path, work: Work, say: Say, time_left: Callable[[], str]
+) -> bool:
+    """Whether this worker did the cell; not when another holds it."""
+    claim = claims.take()
+    if claim is None:
+        return False
+    try:
+        if state_of(cell, out) != "waiting":  # done by another between the look and the claim
+            return True
+        number = sum(state_of(other, out) != "waiting" for other in cells) + 1
+        say(f"[{number}/{len(cells)}] {cell.id}{time_left()}")
+        started = time.monotonic()
+        try:
+            work(cell)
+        except (MedrlError, OSError, RuntimeError) as error:  # RuntimeError: torch, e.g. when memory runs out
+            reason = f"{type(error).__name__}: {error}"
+            write_json_atomically(cell.folder(out) / FAILED, {"cell": cell.id, "reason": reason})
+            say(f"    failed: {reason}")
+        else:
+            facts = {"cell": cell.id, "seconds": time.monotonic() - started}
+            write_json_atomically(cell.folder(out) / DONE, facts)
+    finally:
+        claim.release()
+    return True
