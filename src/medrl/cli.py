@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,6 +104,8 @@ def train(
 
     terminal.quiet_libraries()
     run = run_recipe(recipe, overrides or (), out=out, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, the first one speaks
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 

@@ -18,6 +18,7 @@ from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, dump_settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
+from medrl.training.distributed import Scale, from_first, joined
 from medrl.training.train import Resume, Training, train
 from medrl.types import Example
 
@@ -47,6 +48,7 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    scale: Scale = Scale()
 
     @property
     def objective(self) -> Objective:
@@ -70,8 +72,13 @@ def run_settings(
     folders: Sequence[Path] = (Path(),),
 ) -> Run:
     """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
+    with joined():
+        return _run(settings, out, resume, quiet, folders)
+
+
+def _run(settings: Recipe, out: Path, resume: Resume, quiet: bool, folders: Sequence[Path]) -> Run:
     if resume == "never":
-        check_vacant(out)  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
     reward = make_reward(settings.reward, folders)
     reward_files = describe_files(settings.reward, folders)
     find_template(settings.training.mode, settings.training.template)
@@ -90,6 +97,7 @@ def run_settings(
         root=settings.data.train,
         resume=resume,
         quiet=quiet,
+        scale=settings.scale,
     )
 
 

@@ -25,20 +25,27 @@ from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run, is_run
 from medrl.settings import Settings, choose_settings, dump_settings
+from medrl.training import distributed
 from medrl.training.ahead import Ahead
 from medrl.training.batches import Objective
 from medrl.training.budget import Budget
 from medrl.training.checkpoint import checkpoint_name, latest_checkpoint, load_state, save_checkpoint
 from medrl.training.curriculum import Curriculum, arrange, pass_rates
+from medrl.training.distributed import Scale
 from medrl.training.methods import Method, check_demonstrations, make_method
 from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim, learning_rate
+from medrl.training.released import ReleasedTurns
+from medrl.training.scorer import Scorer
+from medrl.training.sharded import Sharded, ShardedAdamW
 from medrl.training.update import update_policy
 from medrl.types import Example, Groups, Mode, Prompt, Reward
 
 Resume = Literal["auto", "never", "must"]
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
+MAY_CHANGE = {"scale", "trackers"}
+"""Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
 METHOD = "method."
 """Prefix of a method's own tensors in a checkpoint, beside the optimizer's."""
 
@@ -79,6 +86,7 @@ def train(
     root: Path | None = None,
     resume: Resume = "never",
     quiet: bool = False,
+    scale: Scale | None = None,
     **options: Any,
 ) -> Run:
     """Train ``policy`` in place and write everything about it into the run folder ``out``.
@@ -92,6 +100,7 @@ def train(
         provenance: facts to keep beside it, e.g. the data's fingerprint.
         root: folder that image paths in rollouts.jsonl are relative to (the store).
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
+        scale: how the run is spread over processes that were started together; see ``distributed.joined``.
 
     Raises:
         RewardError: a right answer would not earn the full reward.
@@ -100,6 +109,7 @@ def train(
         Stopped: SIGTERM or Ctrl-C came; the run was saved as it stood before the step that was under way.
     """
     settings = choose_settings(Training, settings, options)
+    scale = scale or Scale()
     if policy.trained:
         policy.freeze_reference()  # a second training starts where the first one ended
     weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
@@ -111,7 +121,9 @@ def train(
     described = {"objective": dump_settings(objective)} | ({"reward": dict(weights)} if weights else {})
     recipe = dict(recipe or {**described, **dump_settings(settings)})
     provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
-    run = open_run(Path(out), recipe, {**describe_versions(), **describe_machine(), **provenance}, resume)
+    facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
+    run = distributed.open_together(lambda: open_run(Path(out), recipe, facts, resume))
+    quiet = quiet or not distributed.first()
 
     started = time.monotonic()
     train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, quiet=quiet)
@@ -119,8 +131,9 @@ def train(
     draw = functools.partial(draw_examples, train_set, sampler)
     coming = functools.partial(foresee, train_set, sampler, ask, settings.prompts_per_step)
     budget = Budget(policy, settings.tokens_per_micro_batch)
-    optimizer = AdamW(policy.model.named_parameters(), settings.optim)
+    learner, optimizer = make_learner(policy, method.policy, settings, scale)
     first_step, seconds_before = restore(run, policy, optimizer, sampler, method)
+    distributed.check_same("weights", policy.fingerprint)
     policy.trained = True
     step, before = first_step, remember(sampler, method)
     try:
@@ -141,7 +154,7 @@ def train(
                 advantages = method.advantages(groups)
                 batch = method.pack(groups, advantages)
                 update = update_policy(
-                    method.policy,
+                    learner,
                     batch,
                     optimizer,
                     objective,
@@ -174,11 +187,13 @@ def draw_examples(train_set: Sequence[Example], sampler: Sampler, count: int) ->
 
 
 def foresee(train_set: Sequence[Example], sampler: Sampler, ask: Ask, count: int, *, steps: int) -> list[Prompt]:
-    """The ``count`` prompts whose turn comes after those of the next ``steps`` steps; drawing goes on as if unasked.
+    """This rank's share of the ``count`` prompts whose turn comes after those of the next ``steps`` steps.
+
+    Drawing goes on as if unasked.
 
     Where a step draws more than ``count``, to replace what teaches nothing, these are the first it takes.
     """
-    return [ask(train_set[index]) for index in sampler.peek(count, skip=steps * count)]
+    return [ask(train_set[index]) for index in distributed.share(sampler.peek(count, skip=steps * count))]
 
 
 def remember(sampler: Sampler, method: Method) -> tuple[int, dict[str, Any]]:
@@ -238,7 +253,8 @@ def open_run(out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any]
     if resume == "never" or not is_run(out):
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
-    differing = sorted(key for key in {*run.recipe, *recipe} if run.recipe.get(key) != recipe.get(key))
+    names = {*run.recipe, *recipe} - MAY_CHANGE
+    differing = sorted(key for key in names if run.recipe.get(key) != recipe.get(key))
     if differing:
         raise SettingsError(
             f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
@@ -262,7 +278,8 @@ def save(
     settings: Training,
     seconds: float,
 ) -> Path:
-    """Write the whole run as it stands after ``step`` steps."""
+    """Write the whole run as it stands after ``step`` steps. All ranks take part, rank 0 writes."""
+    distributed.check_same("weights", policy.fingerprint)
     tensors, optimizer_steps = optimizer.state_dict()
     method_tensors, method_state = method.state()
     tensors |= {METHOD + name: tensor for name, tensor in method_tensors.items()}
@@ -274,8 +291,13 @@ def save(
         "log_offsets": run.offsets(),
         "seconds": seconds,
     }
-    manifest = {"data": run.provenance.get("data_fingerprint"), **describe_versions()}
-    return save_checkpoint(run.checkpoints, step, policy.save, tensors, state, manifest, keep=settings.keep_checkpoints)
+    manifest = {
+        "data": run.provenance.get("data_fingerprint"),
+        "world_size": distributed.world_size(),
+        **describe_versions(),
+    }
+    keep, written = settings.keep_checkpoints, functools.partial(save_checkpoint, run.checkpoints, step, policy.save)
+    return Path(distributed.from_first(lambda: str(written(tensors, state, manifest, keep=keep))))
 
 
 def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler, method: Method) -> tuple[int, float]:
@@ -284,18 +306,42 @@ def restore(run: Run, policy: Policy, optimizer: AdamW, sampler: Sampler, method
     All randomness is a function of seed and step, so there is no generator to restore; what a method remembers (a
     reference that moves, how its domains fared) is restored with it.
     """
-    checkpoint = latest_checkpoint(run.checkpoints)
+    checkpoint = distributed.from_first(lambda: as_text(latest_checkpoint(run.checkpoints)))
     if checkpoint is None:
         run.truncate(dict.fromkeys(run.offsets(), 0))
         return 0, 0.0
-    tensors, state = load_state(checkpoint)
-    policy.restore(checkpoint)
+    tensors, state = load_state(Path(checkpoint))
+    policy.restore(Path(checkpoint))
     remembered = {name.removeprefix(METHOD): tensors.pop(name) for name in list(tensors) if name.startswith(METHOD)}
     method.restore(remembered, state.get("method", {}))
     optimizer.load_state_dict(tensors, state["optimizer_steps"])
     sampler.position = state["sampler_position"]
     run.truncate(state["log_offsets"])
     return state["step"], state["seconds"]
+
+
+def as_text(path: Path | None) -> str | None:
+    """A path as ranks tell each other."""
+    return None if path is None else str(path)
+
+
+def make_learner(
+    policy: Policy, scorer: Policy | ReleasedTurns, settings: Training, scale: Scale
+) -> tuple[Scorer, AdamW]:
+    """What an update takes as the policy, and the optimizer of its weights."""
+    if scale.offload_reference:
+        policy.offload_reference()
+    if scale.strategy == "fsdp" and distributed.world_size() > 1:
+        if isinstance(scorer, ReleasedTurns):
+            raise SettingsError("sft.emulate cannot be used with scale.strategy fsdp: set it to ddp")
+        if settings.tokens_per_micro_batch is None and policy.device.type == "cuda":
+            raise SettingsError(
+                "scale.strategy fsdp needs training.tokens_per_micro_batch: all ranks pass together, so none can try "
+                "alone what fits; 'medrl plan' proposes a number"
+            )
+        learner = Sharded(policy)
+        return learner, ShardedAdamW(learner, settings.optim)
+    return scorer, AdamW(policy.model.named_parameters(), settings.optim)
 
 
 class Clock:
