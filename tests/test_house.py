@@ -25,7 +25,7 @@ ROOMS = (
     ("report",),
     ("terminal",),
     ("api", "demo", "bench"),
-    ("cli_data", "cli_import"),
+    ("cli_data", "cli_import", "cli_scale"),
     ("cli",),
     ("__main__",),
 )

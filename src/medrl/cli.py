@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_data, cli_import, terminal
+from medrl import cli_data, cli_import, cli_scale, terminal
 from medrl.types import Mode
 
 app = typer.Typer(
@@ -76,6 +76,7 @@ def demo(
 
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
+app.command()(cli_scale.plan)
 
 
 @app.command()
