@@ -117,15 +117,15 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_batches")
 def test_the_base_is_never_shown_an_image_with_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, bool]] = []
-    imitate = demo_base.imitate
+    logprobs = Policy.logprobs
 
-    def spy(policy, encoded, targets):
+    def spy(policy, encoded, groups):
         seen.extend(
             (policy.processor.tokenizer.decode(prompt.token_ids), prompt.pixels is not None) for prompt in encoded
         )
-        return imitate(policy, encoded, targets)
+        return logprobs(policy, encoded, groups)
 
-    monkeypatch.setattr(demo_base, "imitate", spy)
+    monkeypatch.setattr(Policy, "logprobs", spy)
     build_base(tmp_path / "base", steps=(1, 1), quiet=True)
     assert {has_image for _, has_image in seen} == {True, False}
     assert sum("<think>" in text and has_image for text, has_image in seen) == 3
@@ -163,15 +163,17 @@ def test_a_base_whose_making_was_cut_off_ends_with_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-def test_a_matching_turn_names_the_letter_of_the_remembered_fact() -> None:
+def test_a_matching_turn_names_each_letter_for_a_remembered_fact_of_its_option() -> None:
     rng = np.random.default_rng(0)
     known = by_fact(all_facts())
     for _ in range(50):
-        question, answer = match_turn(known, rng)
-        letter = answer.removesuffix("</answer>")[-1]
-        (option,) = [line[3:] for line in question.splitlines() if line.startswith(f"{letter}) ")]
-        remembered = answer.split("<think>")[1].split("</think>")[0]
-        assert option in remembered.removeprefix("seen: ").split(", ")
+        question, answers = match_turn(known, rng)
+        letters = [answer.removesuffix("</answer>")[-1] for answer in answers]
+        assert letters == [line[0] for line in question.splitlines() if line[1:3] == ") "]
+        for letter, answer in zip(letters, answers, strict=True):
+            (option,) = [line[3:] for line in question.splitlines() if line.startswith(f"{letter}) ")]
+            remembered = answer.split("<think>")[1].split("</think>")[0]
+            assert option in remembered.removeprefix("seen: ").split(", ")
 
 
 def test_every_right_answer_of_every_question_can_be_matched() -> None:

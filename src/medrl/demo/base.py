@@ -23,7 +23,7 @@ from torch import Tensor
 from medrl.data import demo
 from medrl.data.demo_images import PLANES, SOURCES, VOLUMES, Facts, View, Volume
 from medrl.data.prompts import make_prompt
-from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
+from medrl.policy.policy import Policy, ScoredCompletions
 from medrl.policy.tiny import build_model, train_processor
 from medrl.progress import Progress
 from medrl.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
@@ -168,7 +168,7 @@ def describe(policy: Policy, views: Sequence[View], turns: Sequence[tuple[str, s
     pixels = inputs["pixel_values"].view(len(views), -1, inputs["pixel_values"].shape[1])
     prompts = {text: policy.encode_turn("describe", text, [views[0].image]) for text in {text for text, _ in turns}}
     encoded = [replace(prompts[text], pixels=pixels[i]) for i, (text, _) in enumerate(turns)]
-    loss = mean_nll(imitate(policy, encoded, [policy.tokenize(reply)[:-1] for _, reply in turns]))
+    loss = mean_nll(policy.logprobs(encoded, [[policy.tokenize(reply)[:-1]] for _, reply in turns]))
     loss.backward()
     return float(loss.detach())
 
@@ -185,11 +185,6 @@ def match(policy: Policy, turns: Sequence[tuple[str, Sequence[str]]]) -> float:
     letter = letter_nll(scored, [ids for group in groups for ids in group])
     (mean_nll(scored) + letter).backward()
     return float(letter.detach())
-
-
-def imitate(policy: Policy, encoded: Sequence[EncodedPrompt], targets: Sequence[Sequence[int]]) -> ScoredCompletions:
-    """One completion of each prompt, to be made likelier."""
-    return policy.logprobs(encoded, [[ids] for ids in targets])
 
 
 def mean_nll(scored: ScoredCompletions) -> Tensor:

@@ -30,7 +30,7 @@ from medrl.training.optim import Optim
 from medrl.training.recipe import Data, Recipe, run_settings
 from medrl.training.train import Training
 
-STEPS = 250
+STEPS = 150
 GROUP_SIZE = 8
 GRPO_PROMPTS = 16
 SFT_PROMPTS = 40
