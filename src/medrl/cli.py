@@ -90,6 +90,10 @@ def train(
         Literal["auto", "never", "must"],
         typer.Option(help="never: refuse a folder that holds a run; auto: continue one; must: demand one."),
     ] = "never",
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio, offline; give it again for several."),
+    ] = None,
 ) -> None:
     """Train what a recipe says.
 
@@ -104,7 +108,8 @@ def train(
     from medrl.training.recipe import run_recipe
 
     terminal.quiet_libraries()
-    run = run_recipe(recipe, overrides or (), out=out, resume=resume)
+    given = [*(overrides or ()), *([f"trackers=[{', '.join(tracker)}]"] if tracker else [])]
+    run = run_recipe(recipe, given, out=out, resume=resume)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, the first one speaks
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")

@@ -73,10 +73,15 @@ def _show_measured(found: dict[str, Any]) -> None:
         f"{found['model']}, {found['measured_steps']} steps measured here", ["phase", "seconds per step"], rows
     )
     typer.echo(
-        f"{found['seconds_per_step']:.2f} s per step, {found['tokens_per_s']:.0f} tokens/s, a checkpoint takes "
-        f"{found['seconds_per_checkpoint']:.1f} s and {found['checkpoint_gb']:.2f} GB\n"
-        f"{found['steps']} steps: about {_duration(found['hours'])}"
+        f"{found['seconds_per_step_now']:.2f} s per step; a checkpoint takes {found['seconds_per_checkpoint']:.1f} s "
+        f"and {found['checkpoint_gb']:.2f} GB"
     )
+    between = (
+        f", between {_duration(found['hours_low'])} and {_duration(found['hours_high'])}: groups whose completions "
+    )
+    skipped = between + "all earn the same cost no update, and how soon most do is not known"
+    several = found["hours_high"] > found["hours_low"]
+    typer.echo(f"{found['steps']} steps: about {_duration(found['hours'])}{skipped if several else ''}")
 
 
 def _show_plan(found: dict[str, Any]) -> None:

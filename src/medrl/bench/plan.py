@@ -9,15 +9,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from medrl.bench.limits import Rates, Work, parameters, step_costs
 from medrl.bench.memory import KEPT_FREE, Layout, activations_per_token, cure, memory, peak, trained_weights
 from medrl.bench.models import SIZES, Size
 from medrl.errors import RunError, SettingsError
+from medrl.grpo import GRPO
 from medrl.policy.loading import resolve_model
 from medrl.settings import load_settings
+from medrl.training.batches import advantages_are_all
 from medrl.training.recipe import Recipe, run_settings
 
 HUB = {"Qwen/Qwen2-VL-2B-Instruct": "2b", "Qwen/Qwen2-VL-7B-Instruct": "7b"}
@@ -190,21 +192,34 @@ def measure(recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, quie
         rows, seconds = run.metrics(), run.provenance["seconds"]
         saved = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
     timed = rows[WARM_UP:]
-    step_s = fmean(row["time/step_s"] for row in timed)
+    names = sorted({name for row in timed for name in row if name.startswith("time/")})
+    phases = {name[5:-2]: median(row[name] for row in timed) for name in names}
+    now = phases.pop("step")
+    # A group whose completions all earn the same costs no update, and there are ever more of them: how soon, who knows.
+    idle = isinstance(settings.objective, GRPO) and advantages_are_all(settings.objective)
+    least = now - phases["update"] if idle else now
+    typical = (now + least) / 2
     # What a run does besides steps is, nearly all of it, to save.
     save_s = max(0.0, seconds - sum(row["time/step_s"] for row in rows))
     saves = planned.steps // planned.save_every + (planned.steps % planned.save_every > 0)
-    phases = sorted({name for row in timed for name in row if name.startswith("time/")} - {"time/step_s"})
+    tokens = median(row["tokens_per_s"] * row["time/step_s"] for row in timed)
+
+    def hours(step_s: float) -> float:
+        return (planned.steps * step_s + saves * save_s) / 3600
+
     return {
         "model": settings.policy.model,
         "steps": planned.steps,
         "measured_steps": len(timed),
-        "seconds_per_step": step_s,
-        "phases": {name[5:-2]: fmean(row[name] for row in timed) for name in phases},
-        "tokens_per_s": fmean(row["tokens_per_s"] for row in timed),
+        "phases": phases,
+        "seconds_per_step_now": now,
+        "seconds_per_step": typical,
+        "tokens_per_s": tokens / typical,
         "seconds_per_checkpoint": save_s,
         "checkpoint_gb": saved / 2**30,
-        "hours": (planned.steps * step_s + saves * save_s) / 3600,
+        "hours": hours(typical),
+        "hours_low": hours(least),
+        "hours_high": hours(now),
     }
 
 

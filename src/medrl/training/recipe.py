@@ -19,6 +19,7 @@ from medrl.settings import Settings, dump_settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
 from medrl.training.distributed import Scale, from_first, joined
+from medrl.training.trackers import Tracker
 from medrl.training.train import Resume, Training, train
 from medrl.types import Example
 
@@ -49,6 +50,8 @@ class Recipe(Settings):
     rft: RFT = RFT()
     training: Training = Training()
     scale: Scale = Scale()
+    trackers: tuple[Tracker, ...] = ()
+    """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
 
     @property
     def objective(self) -> Objective:
@@ -98,6 +101,7 @@ def _run(settings: Recipe, out: Path, resume: Resume, quiet: bool, folders: Sequ
         resume=resume,
         quiet=quiet,
         scale=settings.scale,
+        trackers=settings.trackers,
     )
 
 

@@ -38,6 +38,7 @@ from medrl.training.optim import AdamW, Optim, learning_rate
 from medrl.training.released import ReleasedTurns
 from medrl.training.scorer import Scorer
 from medrl.training.sharded import Sharded, ShardedAdamW
+from medrl.training.trackers import Tracker, check_installed, tracking
 from medrl.training.update import update_policy
 from medrl.types import Example, Groups, Mode, Prompt, Reward
 
@@ -87,6 +88,7 @@ def train(
     resume: Resume = "never",
     quiet: bool = False,
     scale: Scale | None = None,
+    trackers: Sequence[Tracker] = (),
     **options: Any,
 ) -> Run:
     """Train ``policy`` in place and write everything about it into the run folder ``out``.
@@ -101,6 +103,7 @@ def train(
         root: folder that image paths in rollouts.jsonl are relative to (the store).
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
         scale: how the run is spread over processes that were started together; see ``distributed.joined``.
+        trackers: where else the numbers of metrics.jsonl go; see ``trackers``.
 
     Raises:
         RewardError: a right answer would not earn the full reward.
@@ -115,6 +118,7 @@ def train(
     weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
     reward = guarded(reward)
     check_inputs(train_set, reward, settings, objective)
+    check_installed(trackers)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
@@ -141,6 +145,7 @@ def train(
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             stopping.at_safe_points(),
             Ahead(method.policy) as ahead,
+            tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(steps=0))
             for step in range(first_step, settings.steps):
@@ -167,6 +172,7 @@ def train(
                 clock.lap("update")
                 row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
                 run.append_metrics({**row, "eta_s": progress.advance(row)})
+                track(step, row)
                 run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), update, root))
                 if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                     seconds = seconds_before + time.monotonic() - started
