@@ -24,7 +24,7 @@ ROOMS = (
     ("evaluation",),
     ("report",),
     ("terminal",),
-    ("api", "demo", "bench"),
+    ("api", "demo", "bench", "launch"),
     ("cli_data", "cli_import", "cli_scale"),
     ("cli",),
     ("__main__",),

@@ -77,6 +77,7 @@ def demo(
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
 app.command()(cli_scale.plan)
+app.add_typer(cli_scale.launches, name="launch")
 
 
 @app.command()

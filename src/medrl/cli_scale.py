@@ -67,6 +67,48 @@ def plan(
     raise typer.Exit(0 if found["fits"] else terminal.EXIT_NO)
 
 
+launches = typer.Typer(help="Launch a run on a cluster.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@launches.callback()
+def _launches() -> None:
+    pass
+
+
+@launches.command()
+def slurm(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The run folder, on a disk that all nodes see.")] = Path("runs/slurm"),
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each; as many tasks.")] = 8,
+    hours: Annotated[float, typer.Option(help="Time asked for; a run that needs more is requeued.")] = 24.0,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and stop.")] = False,
+) -> None:
+    """Hand a run to Slurm.
+
+    One task per GPU on every node. Before its time is up, or when it is preempted, the run saves and goes back into the
+    queue, and continues where it was. Needs pip install 'medrl[cluster]'.
+
+    \b
+    Example:
+      medrl launch slurm recipes/med-r1-ct-think.yaml --nodes 2 --gpus 8 --out runs/ct --dry-run
+    """
+    from medrl import launch
+
+    job = launch.describe(recipe, overrides or (), out)
+    parameters = launch.slurm_parameters(
+        nodes=nodes, gpus=gpus, hours=hours, partition=partition, account=account, name=f"medrl-{out.name}"
+    )
+    folder = out.with_name(f"{out.name}.slurm")
+    if dry_run:
+        typer.echo(launch.slurm_script(folder, parameters))
+        return
+    typer.echo(f"job {launch.submit(job, folder, parameters).job_id}\nlogs: {folder}\nrun:  {out}")
+
+
 def _show_measured(found: dict[str, Any]) -> None:
     rows = [(name, f"{seconds:.3f}") for name, seconds in found["phases"].items()]
     terminal.print_table(

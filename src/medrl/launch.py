@@ -1,14 +1,17 @@
-"""Launching a run on a Slurm cluster through submitit: one task per GPU, saved and put back into the queue when its time
-is up.
+"""Launching a run on a Slurm cluster through submitit: a task per GPU, saved and requeued when its time is up.
 
 Slurm sends SIGUSR2 before the end (and at preemption). The run then finishes its micro-batch, saves, and submitit
 requeues the job, which continues with ``resume="auto"``. A job that is cancelled saves too, and is not requeued.
 """
 
 import os
+import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +92,9 @@ def slurm_script(folder: Path, parameters: dict[str, Any]) -> str:
     _require_submitit()
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{_python()} -u -m submitit.core._submit {folder.resolve()}"
-    return _make_sbatch_string(command=command, folder=folder.resolve(), **parameters) + "\n"
+    folder = folder.resolve()
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
 def submit(job: TrainJob, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
@@ -99,8 +103,6 @@ def submit(job: TrainJob, folder: Path, parameters: dict[str, Any], cluster: str
     Raises ``SettingsError`` where there is no Slurm.
     """
     _require_submitit()
-    import shutil
-
     import submitit
 
     if cluster == "slurm" and shutil.which("sbatch") is None:
@@ -123,14 +125,5 @@ def describe(recipe: Path, overrides: Sequence[str], out: Path) -> TrainJob:
 
 
 def _require_submitit() -> None:
-    from importlib.util import find_spec
-
     if find_spec("submitit") is None:
         raise MissingExtraError("submitit", "cluster")
-
-
-def _python() -> str:
-    import shlex
-    import sys
-
-    return shlex.quote(sys.executable)
