@@ -24,8 +24,8 @@ ROOMS = (
     ("evaluation",),
     ("report",),
     ("terminal",),
-    ("api", "demo", "bench"),
-    ("cli_data", "cli_import"),
+    ("api", "demo", "bench", "launch"),
+    ("cli_data", "cli_import", "cli_scale"),
     ("cli",),
     ("__main__",),
 )
