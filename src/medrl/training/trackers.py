@@ -12,6 +12,7 @@ tracker's own variables say so (WANDB_MODE, MLFLOW_TRACKING_URI).
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -122,9 +123,7 @@ def _mlflow(folder: Path, name: str, first_step: int) -> Any:
         """Continues the run it began."""
 
         def start(self) -> None:
-            import mlflow
-
-            mlflow.set_tracking_uri(place)
+            import_module("mlflow").set_tracking_uri(place)
             super().start()
             known.write_text(self.active_run.info.run_id, encoding="utf-8")
 
