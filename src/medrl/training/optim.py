@@ -208,7 +208,7 @@ class AdamW:
                     f"the optimizer state has {name} of shape {tuple(tensors[name].shape)}, but the parameter has "
                     f"{tuple(weight.master.shape)}; resume with the model the checkpoint was saved with"
                 )
-            if not bool(tensors[name].isfinite().all()):
+            if not bool(gathered(tensors[name]).isfinite().all()):
                 raise NonFiniteError(f"the optimizer state has {name} that is not finite; nothing was changed")
 
     def _describe_non_finite(self) -> str:

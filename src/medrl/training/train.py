@@ -118,7 +118,7 @@ def train(
             for step in range(first_step, settings.steps):
                 clock = Clock()
                 state.begin(step)
-                ahead.wait()
+                distributed.gather(ahead.wait)  # an image that one rank cannot read stops all
                 if step + 1 < settings.steps:
                     ahead.start(coming(1))
                 clock.lap("data")
