@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_data, cli_eval, cli_import, cli_study, terminal
+from medrl import cli_data, cli_eval, cli_import, cli_scale, cli_study, terminal
 
 app = typer.Typer(
     cls=terminal.Commands,
@@ -75,6 +76,8 @@ def demo(
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
 app.command()(cli_study.study)
+app.command()(cli_scale.plan)
+app.add_typer(cli_scale.launches, name="launch")
 
 
 @app.command()
@@ -91,6 +94,10 @@ def train(
     max_hours: Annotated[
         float | None, typer.Option(help="Save and end with exit code 143 before so many hours are over.")
     ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio, offline; give it again for several."),
+    ] = None,
 ) -> None:
     """Train what a recipe says.
 
@@ -105,7 +112,10 @@ def train(
     from medrl.training.recipe import run_recipe
 
     terminal.quiet_libraries()
-    run = run_recipe(recipe, overrides or (), out=out, resume=resume, max_hours=max_hours)
+    given = [*(overrides or ()), *([f"trackers=[{', '.join(tracker)}]"] if tracker else [])]
+    run = run_recipe(recipe, given, out=out, resume=resume, max_hours=max_hours)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, the first one speaks
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 

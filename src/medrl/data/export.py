@@ -115,7 +115,7 @@ def _verl(asked: list[Asked], out: Path) -> None:
             "images": _bytes(item),
             "ability": item.example.question_type,
             "reward_model": {"style": "rule", "ground_truth": item.example.target},
-            "extra_info": {"split": "", "index": index},
+            "extra_info": {"split": "", "index": index, "medrl": item.own},  # all that verl's rewards are given
         }
 
     numbered = {id(item): number for number, item in enumerate(asked)}
@@ -124,7 +124,7 @@ def _verl(asked: list[Asked], out: Path) -> None:
         "prompt": [{"role": "string", "content": "string"}],
         "ability": "string",
         "reward_model": {"style": "string", "ground_truth": "string"},
-        "extra_info": {"split": "string", "index": "int64"},
+        "extra_info": {"split": "string", "index": "int64", "medrl": "string"},
     }
     _write_parquet(out / "data.parquet", asked, lambda item: row(item, numbered[id(item)]), schema)
 

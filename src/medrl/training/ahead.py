@@ -12,6 +12,7 @@ from typing import Any
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError
 from medrl.rollout.collect import Ask
+from medrl.training import distributed
 from medrl.training.scorer import Scorer
 from medrl.types import Example, Prompt
 
@@ -107,8 +108,8 @@ class _Task:
 def make_foresight(
     train_set: Sequence[Example], sampler: Sampler, ask: Ask, count: int
 ) -> Callable[[int], list[Prompt]]:
-    """A function of n: the ``count`` prompts whose turn comes after those of the next n steps. Nothing is drawn.
+    """A function of n: this rank's share of the ``count`` prompts that come after the next n steps. Nothing is drawn.
 
     Where a step draws more than ``count``, to replace what teaches nothing, these are the first it takes.
     """
-    return lambda steps: [ask(train_set[index]) for index in sampler.peek(count, skip=steps * count)]
+    return lambda steps: [ask(train_set[index]) for index in distributed.share(sampler.peek(count, skip=steps * count))]

@@ -19,8 +19,10 @@ from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
+from medrl.training.distributed import Scale, from_first, joined
 from medrl.training.settings import Training
 from medrl.training.start import Resume
+from medrl.training.trackers import Tracker
 from medrl.training.train import train
 from medrl.types import Example, Kind
 
@@ -57,6 +59,9 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    scale: Scale = Scale()
+    trackers: tuple[Tracker, ...] = ()
+    """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
 
     @property
     def objective(self) -> Objective:
@@ -88,9 +93,16 @@ def run_settings(
     folders: Sequence[Path] = (Path(),),
 ) -> Run:
     """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
+    with joined():
+        return _run(settings, out, resume, max_hours, quiet, folders)
+
+
+def _run(
+    settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
+) -> Run:
     started = time.monotonic()
     if resume == "never":
-        check_vacant(out)  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
     reward = make_reward(settings.reward, folders)
     reward_files = describe_files(settings.reward, folders)
     find_template(settings.training.mode, settings.training.template)
@@ -112,6 +124,8 @@ def run_settings(
         resume=resume,
         max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
+        scale=settings.scale,
+        trackers=settings.trackers,
     )
 
 

@@ -22,6 +22,8 @@ from medrl.types import Example, Reward
 Resume = Literal["auto", "never", "must"]
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Fills up a recipe that an older version wrote."""
+MAY_CHANGE = {"scale", "trackers"}
+"""Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
 
@@ -72,7 +74,8 @@ def open_run(
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
     before = complete(run.recipe)
-    differing = sorted(key for key in {*before, *recipe} if before.get(key) != recipe.get(key))
+    names = {*before, *recipe} - MAY_CHANGE
+    differing = sorted(key for key in names if before.get(key) != recipe.get(key))
     if differing:
         raise SettingsError(
             f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from torch import Tensor
 
 from medrl import stopping
@@ -25,6 +24,7 @@ from medrl.errors import CheckpointError
 from medrl.policy.policy import Policy
 from medrl.provenance import code_version, describe_versions
 from medrl.runs import Run
+from medrl.training import distributed
 from medrl.training.checkpoint import (
     checkpoint_name,
     latest_checkpoint,
@@ -79,8 +79,9 @@ class RunState:
         self._begun = self.sampler.position, copy.deepcopy(self.method.state()[1]), random_state()
 
     def save(self, step: int) -> Path:
-        """Write the whole run as it stands after ``step`` steps."""
+        """Write the whole run as it stands after ``step`` steps. All ranks take part, rank 0 writes."""
         started = time.monotonic()
+        distributed.check_same("weights", self.policy.fingerprint)
         tensors, optimizer_steps = self.optimizer.state_dict()
         method_tensors, method_state = self.method.state()
         tensors |= {METHOD + name: tensor for name, tensor in method_tensors.items()}
@@ -93,10 +94,15 @@ class RunState:
             "log_offsets": self.run.offsets(),
             "seconds": self.seconds,
         }
-        folder = save_checkpoint(
-            self.run.checkpoints, step, self.policy.save, tensors, state, self._manifest(),
-            keep=self.settings.keep_checkpoints, model_bytes=self._model_bytes(),
-        )  # fmt: skip
+
+        def write() -> str:
+            folder = save_checkpoint(
+                self.run.checkpoints, step, self.policy.save, tensors, state, self._manifest(),
+                keep=self.settings.keep_checkpoints, model_bytes=self._model_bytes(),
+            )  # fmt: skip
+            return str(folder)
+
+        folder = Path(distributed.from_first(write))
         if self.deadline is not None:
             self.deadline.saved(time.monotonic() - started)
         return folder
@@ -106,12 +112,12 @@ class RunState:
 
         Raises ``CheckpointError`` when the checkpoint is one of another run.
         """
-        remove_leftovers(self.run.checkpoints)  # a run that was killed after its last step saves no more
-        checkpoint = latest_checkpoint(self.run.checkpoints)
-        if checkpoint is None:
+        newest = distributed.from_first(self._newest)
+        if newest is None:
             seed_everything(self.settings.seed)
             self.run.truncate(dict.fromkeys(self.run.offsets(), 0))
             return 0
+        checkpoint = Path(newest)
         self._check_is_ours(checkpoint)
         tensors, state = load_state(checkpoint)
         self.policy.restore(checkpoint)
@@ -133,7 +139,7 @@ class RunState:
         except stopping.Stopped:
             # No weight has moved since this step began, so that is the state to save: it is taken again on resume.
             self._take_back()
-            if not (self.run.checkpoints / checkpoint_name(self.step)).exists():
+            if not distributed.from_first((self.run.checkpoints / checkpoint_name(self.step)).exists):
                 self.save(self.step)
             raise
 
@@ -145,12 +151,17 @@ class RunState:
             self.method.restore(self.method.state()[0], remembered)
             set_random_state(dice)
 
+    def _newest(self) -> str | None:
+        remove_leftovers(self.run.checkpoints)  # a run that was killed after its last step saves no more
+        checkpoint = latest_checkpoint(self.run.checkpoints)
+        return None if checkpoint is None else str(checkpoint)
+
     def _manifest(self) -> dict[str, Any]:
         return {
             "recipe_sha256": json_sha256(self.run.recipe),
             "data_fingerprint": self.run.provenance.get("data_fingerprint"),
             "code": code_version(),
-            "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+            "world_size": distributed.world_size(),
             **describe_versions(),
         }
 

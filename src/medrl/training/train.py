@@ -17,16 +17,20 @@ from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import guarded
 from medrl.runs import Run
 from medrl.settings import Settings, choose_settings
+from medrl.training import distributed
 from medrl.training.ahead import Ahead, make_foresight
 from medrl.training.batches import Objective
 from medrl.training.budget import Budget
 from medrl.training.determinism import deterministic_kernels
+from medrl.training.distributed import Scale
+from medrl.training.learner import make_learner
 from medrl.training.methods import make_method
 from medrl.training.metrics import Clock, rollout_rows, step_metrics
-from medrl.training.optim import AdamW, learning_rate
+from medrl.training.optim import learning_rate
 from medrl.training.settings import Training
 from medrl.training.start import Resume, check_inputs, choose_curriculum, describe, fingerprint, open_run
 from medrl.training.state import RunState
+from medrl.training.trackers import Tracker, check_installed, tracking
 from medrl.training.update import update_policy
 from medrl.types import Example, Reward
 
@@ -45,6 +49,8 @@ def train(
     resume: Resume = "never",
     max_hours: float | None = None,
     quiet: bool = False,
+    scale: Scale | None = None,
+    trackers: Sequence[Tracker] = (),
     **options: Any,
 ) -> Run:
     """Train ``policy`` in place and write everything about it into the run folder ``out``.
@@ -59,6 +65,8 @@ def train(
         root: folder that image paths in rollouts.jsonl are relative to (the store).
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
         max_hours: stop in time for the run to be saved within so many hours from now.
+        scale: how the run is spread over processes that were started together; see ``distributed.joined``.
+        trackers: where else the numbers of metrics.jsonl go; see ``trackers``.
 
     The global generators of Python, NumPy and torch are set from ``settings.seed``.
 
@@ -69,6 +77,7 @@ def train(
         Stopped: a signal came, or the time is nearly up; the run was saved as it stood before the step under way.
     """
     settings = choose_settings(Training, settings, options)
+    scale = scale or Scale()
     if max_hours is not None and max_hours <= 0:
         raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
     deadline = None if max_hours is None else stopping.Deadline(max_hours * 3600)
@@ -77,12 +86,15 @@ def train(
     weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
     reward = guarded(reward)
     check_inputs(train_set, reward, settings, objective)
+    check_installed(trackers)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
     kept, complete = describe(recipe, settings, objective, weights)
     provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
-    run = open_run(Path(out), kept, {**describe_versions(), **describe_machine(), **provenance}, resume, complete)
+    facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
+    run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete))
+    quiet = quiet or not distributed.first()
 
     with deterministic_kernels(settings.deterministic):
         with stopping.at_safe_points(deadline):
@@ -90,21 +102,23 @@ def train(
         sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
         coming = make_foresight(train_set, sampler, ask, settings.prompts_per_step)
         budget = Budget(policy, settings.tokens_per_micro_batch)
-        optimizer = AdamW(policy.model.named_parameters(), settings.optim)
+        learner, optimizer = make_learner(policy, method.policy, settings, scale)
         state = RunState(run, policy, optimizer, sampler, method, settings, deadline)
         first_step = state.restore()
+        distributed.check_same("weights", policy.fingerprint)
         policy.trained = True
         with (
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             state.saved_when_stopped(),
             stopping.at_safe_points(deadline),
             Ahead(method.policy) as ahead,
+            tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(0))
             for step in range(first_step, settings.steps):
                 clock = Clock()
                 state.begin(step)
-                ahead.wait()
+                distributed.gather(ahead.wait)  # an image that one rank cannot read stops all
                 if step + 1 < settings.steps:
                     ahead.start(coming(1))
                 clock.lap("data")
@@ -112,7 +126,7 @@ def train(
                 clock.lap("rollout")
                 advantages = method.advantages(groups)
                 update = update_policy(
-                    method.policy,
+                    learner,
                     method.pack(groups, advantages),
                     optimizer,
                     objective,
@@ -125,6 +139,7 @@ def train(
                 clock.lap("update")
                 row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
                 run.append_metrics({**row, "eta_s": progress.advance(row)})
+                track(step, row)
                 run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), update, root))
                 if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                     state.save(step + 1)
