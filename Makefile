@@ -1,11 +1,11 @@
-# Four words, the same on every machine: demo, test, check, bench. Each makes .venv first when it is missing.
+# The same words on every machine: demo, test, soak, check, bench. Each makes .venv first when it is missing.
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 # CI sets CONSTRAINTS=constraints.txt: the exact versions that the suite last passed with.
 CONSTRAINTS ?=
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test soak check bench clean
 
 .venv/ready: pyproject.toml
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -20,8 +20,8 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
 
-# what takes minutes: ten thousand damaged files
-slow: .venv/ready
+# what takes minutes: 300 kills, 2,000 steps, ten thousand damaged files
+soak: .venv/ready
 	$(BIN)/python -m pytest -m slow
 
 check: .venv/ready

@@ -25,8 +25,8 @@ ROOMS = (
     ("report",),
     ("study",),
     ("terminal",),
-    ("api", "demo", "bench"),
-    ("cli_data", "cli_eval", "cli_import", "cli_study"),
+    ("api", "demo", "bench", "launch"),
+    ("cli_data", "cli_eval", "cli_import", "cli_scale", "cli_study"),
     ("cli",),
     ("__main__",),
 )

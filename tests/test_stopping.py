@@ -84,3 +84,56 @@ def test_other_threads_may_use_it_but_take_no_signals():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_second_sigusr1_ends_the_process_too():
+    code = (
+        "import os, signal\nfrom medrl import stopping\nwith stopping.at_safe_points():\n"
+        "    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGUSR1)\n        print('alive', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGUSR1, "alive\n")
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_deadline_leaves_time_for_the_longest_way_and_two_of_the_longest_saves():
+    clock = Time()
+    deadline = stopping.Deadline(60, clock)  # ends at 160
+    deadline.saved(4)
+    deadline.saved(3)  # the longest counts: 4
+    near = []
+    for now in (100, 110, 115, 140, 143):  # the longest way is 10, then 25
+        clock.now = now
+        near.append(deadline.is_near())
+    assert near == [False, False, False, True, True]  # 140 + 25 + 8 > 160
+
+
+def test_what_a_save_takes_is_no_way_to_a_safe_point():
+    clock = Time()
+    deadline = stopping.Deadline(60, clock)
+    assert not deadline.is_near()
+    clock.now = 130
+    deadline.saved(5)
+    clock.now = 131
+    assert not deadline.is_near()  # 131 + 0 + 10
+
+
+def test_work_stops_at_the_safe_point_where_its_time_is_nearly_up_and_says_so():
+    clock = Time()
+    with (
+        pytest.raises(stopping.Stopped, match=r"^time is nearly up$"),
+        stopping.at_safe_points(stopping.Deadline(1800, clock)),
+    ):
+        stopping.check()
+        clock.now += 1801
+        stopping.check()
+    stopping.check()  # no deadline is left behind

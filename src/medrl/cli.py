@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from medrl import cli_data, cli_eval, cli_import, cli_study, terminal
+from medrl import cli_data, cli_eval, cli_import, cli_scale, cli_study, terminal
 
 app = typer.Typer(
     cls=terminal.Commands,
@@ -75,6 +76,8 @@ def demo(
 app.command()(cli_data.split)
 app.command()(cli_data.audit)
 app.command()(cli_study.study)
+app.command()(cli_scale.plan)
+app.add_typer(cli_scale.launches, name="launch")
 
 
 @app.command()
@@ -88,6 +91,13 @@ def train(
         Literal["auto", "never", "must"],
         typer.Option(help="never: refuse a folder that holds a run; auto: continue one; must: demand one."),
     ] = "never",
+    max_hours: Annotated[
+        float | None, typer.Option(help="Save and end with exit code 143 before so many hours are over.")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio, offline; give it again for several."),
+    ] = None,
 ) -> None:
     """Train what a recipe says.
 
@@ -97,12 +107,15 @@ def train(
     \b
     Example:
       medrl train recipes/omnimed-mini-tiny.yaml data.train=data/split/all/train --out runs/tiny
-      medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto
+      medrl train recipes/med-r1-ct-think.yaml training.seed=7 --out runs/ct-7 --resume auto --max-hours 11.5
     """
     from medrl.training.recipe import run_recipe
 
     terminal.quiet_libraries()
-    run = run_recipe(recipe, overrides or (), out=out, resume=resume)
+    given = [*(overrides or ()), *([f"trackers=[{', '.join(tracker)}]"] if tracker else [])]
+    run = run_recipe(recipe, given, out=out, resume=resume, max_hours=max_hours)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, the first one speaks
     typer.echo(f"reward: {run.recipe['reward']}")
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 

@@ -1,8 +1,11 @@
 """Where a number came from: versions and machine, as plain facts for run and evaluation folders."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("medrl", "torch", "transformers", "tokenizers", "numpy", "pillow", "peft", "accelerate")
@@ -17,6 +20,16 @@ def describe_versions() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"versions": versions}
+
+
+@functools.cache
+def code_version() -> str:
+    """``0.1.0+3f9c0a1b2c4d``: medrl's version, and a hash over its source, which tells two working copies apart."""
+    source = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.py")):
+        digest.update(f"{path.relative_to(source).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return f"{importlib.metadata.version('medrl')}+{digest.hexdigest()[:12]}"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Run:
         """
         path = Path(path)
         check_vacant(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
+        _remove_torn(path)
         write_json_atomically(path / PROVENANCE, provenance)
         plain_recipe = json.loads(_to_json(recipe, path / RECIPE))
         text = yaml.safe_dump(plain_recipe, sort_keys=False, allow_unicode=True)
@@ -117,7 +118,9 @@ class Run:
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
-        return {name: _synced_size(self.path / name) for name in LOGS}
+        sizes = {name: _synced_size(self.path / name) for name in LOGS}
+        sync(self.path)  # a log that is new has a name, too, that a power cut could take
+        return sizes
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Cut the logs back to where they were at a checkpoint, so that a resumed run writes no line twice.
@@ -150,7 +153,8 @@ def check_vacant(path: Path) -> None:
     if (path / RECIPE).exists():
         raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
     # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
-    other = sorted(entry.name for entry in path.iterdir() if entry.name != PROVENANCE) if path.exists() else []
+    entries = [entry for entry in path.iterdir() if not _is_torn(entry)] if path.exists() else []
+    other = sorted(entry.name for entry in entries if entry.name != PROVENANCE)
     if other:
         shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
         raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
@@ -213,12 +217,34 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The new name itself must reach the disk, or a power cut brings the old file back.
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)  # the new name itself must reach the disk, or a power cut brings the old file back
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it. On return all their names are on the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file's bytes, or a folder's names, are on the disk and not in a cache."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether this is what a kill left of a file that was being replaced."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _remove_torn(folder: Path) -> None:
+    for path in [path for path in folder.iterdir() if _is_torn(path)]:
+        path.unlink()
 
 
 def _to_json(value: Any, path: Path, indent: int | None = None) -> str:

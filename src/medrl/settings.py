@@ -93,6 +93,19 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
+def with_defaults(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """``values``, as an older version dumped them, with the defaults of what settings like ``settings`` have gained."""
+    completed = dict(values)
+    for name, field in type(settings).model_fields.items():
+        inner = getattr(settings, name)
+        if name not in values:
+            if not field.is_required():
+                completed |= type(settings).model_construct().model_dump(mode="json", include={name})
+        elif isinstance(inner, Settings) and isinstance(values[name], Mapping):
+            completed[name] = with_defaults(values[name], inner)
+    return completed
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings a YAML file lists, unchecked but for its form. Raises ``SettingsError`` when it cannot be read."""
     try:

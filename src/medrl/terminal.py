@@ -31,8 +31,9 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except MedrlError as error:
             fail(str(error), error.exit_code)
-        except Stopped:
-            fail(f"saved and {INTERRUPTED[ctx.invoked_subcommand]}", EXIT_SAVED, prefix="")
+        except Stopped as reason:
+            why = f"{reason}: " if str(reason) else ""
+            fail(f"{why}saved and {INTERRUPTED[ctx.invoked_subcommand]}", EXIT_SAVED, prefix="")
         except KeyboardInterrupt:
             fail(INTERRUPTED.get(ctx.invoked_subcommand or "", "stopped"), EXIT_INTERRUPTED, prefix="")
         except BrokenPipeError:  # whoever read our output has gone, e.g. head: typer ends quietly

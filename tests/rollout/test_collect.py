@@ -32,7 +32,8 @@ def test_every_completion_is_scored_with_its_own_example(policy, make_examples, 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_not_finite_is_named_with_its_example(policy, make_examples, tmp_path, value):
     def reward(example, completion):
-        return Score(value=value if example.id == "example-1" else 1.0, parts={"odd": value})
+        broken = example.id == "example-1"
+        return Score(value=value if broken else 1.0, parts={"odd": value if broken else 1.0})
 
     with pytest.raises(NonFiniteError, match=r"example-1 .*odd"):
         collect(policy, make_examples(tmp_path, 3), make_prompt, reward, SAMPLING, group_size=2, seed=0, step=0)

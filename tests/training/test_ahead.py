@@ -1,11 +1,15 @@
+import random
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from medrl.data.prompts import make_prompt
-from medrl.errors import ImageError
+from medrl.errors import DataError, ImageError
 from medrl.policy import policy as policy_module
 from medrl.training.ahead import Ahead
+from medrl.types import Prompt
 
 
 @pytest.fixture
@@ -56,3 +60,73 @@ def test_an_image_that_cannot_be_read_is_named_where_it_is_waited_for(make_polic
             ahead.wait()
         ahead.start(prompts[:1])  # and the others are not held up
         ahead.wait()
+
+
+class Faulty:
+    """A policy whose prompts are prepared as their texts say."""
+
+    processor = None
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.release = threading.Event()
+
+    def prepare(self, prompt, processor=None):
+        if prompt.text == "hangs":
+            self.release.wait(30)
+        elif prompt.text == "dies":
+            raise SystemExit
+        elif prompt.text == "fails":
+            raise OSError(5, "Input/output error")
+        elif prompt.text == "is slow":
+            time.sleep(0.001)
+        self.prepared.append(prompt.id)
+
+
+def turn(number: int, fate: str) -> Prompt:
+    return Prompt(id=f"example-{number}", text=fate, images=(Path(f"image-{number}.png"),), mode="think")
+
+
+FATES = {"hangs": DataError, "dies": SystemExit, "fails": OSError, "is slow": None, "is fine": None}
+
+
+def test_fifty_faults_of_workers_end_with_an_error_or_with_every_prompt_ready_never_in_between():
+    draw = random.Random(0)
+    met = set()
+    for _ in range(50):
+        policy, fates = Faulty(), draw.choices(list(FATES), weights=[1, 1, 1, 6, 6], k=4)
+        prompts = [turn(number, fate) for number, fate in enumerate(fates)]
+        expected = [FATES[fate] for fate in fates if FATES[fate]]
+        met |= set(fates)
+        with Ahead(policy, limit_s=0.05 if "hangs" in fates else 30) as ahead:  # type: ignore[arg-type]
+            ahead.start(prompts)
+            if expected:
+                with pytest.raises(expected[0]):
+                    ahead.wait()
+            else:
+                ahead.wait()
+                assert sorted(policy.prepared) == [prompt.id for prompt in prompts]
+            policy.release.set()
+    assert met == FATES.keys()
+
+
+def test_a_worker_that_hangs_is_named_with_its_images_and_does_not_hold_the_end_up(monkeypatch):
+    monkeypatch.setattr("medrl.training.ahead.GRACE_S", 0.05)
+    policy = Faulty()
+    with Ahead(policy, workers=1, limit_s=0.05) as ahead:  # type: ignore[arg-type]
+        ahead.start([turn(3, "hangs"), turn(4, "is fine")])
+        with pytest.raises(DataError, match=r"example-3 is not ready after 0\.05 s \(images: image-3\.png\)"):
+            ahead.wait()
+    assert policy.prepared == []  # it still hangs, and we are here
+    policy.release.set()
+
+
+def test_the_number_of_workers_changes_nothing(make_policy, prompts):
+    expected = make_policy().encode(prompts)
+    for workers in (1, 2, 7):
+        policy = make_policy()
+        with Ahead(policy, workers=workers) as ahead:
+            ahead.start(prompts)
+            ahead.wait()
+        for ours, theirs in zip(policy.encode(prompts), expected, strict=True):
+            assert ours.token_ids.equal(theirs.token_ids) and ours.pixels.equal(theirs.pixels)

@@ -1,31 +1,17 @@
-import errno
-import io
 import json
 import os
-import random
 import shutil
-import warnings
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from power import Killed
 
 from medrl.errors import CheckpointError
 from medrl.training import checkpoint
-from medrl.training.checkpoint import (
-    latest_checkpoint,
-    list_checkpoints,
-    load_state,
-    read_manifest,
-    save_checkpoint,
-    verify,
-)
-
-
-class Killed(BaseException):
-    """The process ends here: nothing runs after it, not even cleaning up."""
+from medrl.training.checkpoint import latest_checkpoint, list_checkpoints, load_state, save_checkpoint
+from medrl.training.manifest import read_manifest
 
 
 def write_model(folder: Path) -> None:
@@ -118,100 +104,6 @@ def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     assert os.listdir(tmp_path) == ["step-000005"]
 
 
-# Every way a save touches the disk, so that each can be made the one at which the process dies.
-OPERATIONS = [
-    (os, "mkdir"),
-    (os, "open"),
-    (os, "fsync"),
-    (os, "replace"),
-    (os, "unlink"),
-    (os, "rmdir"),
-    (io, "open"),
-    ("builtins", "open"),
-    (checkpoint, "save_file"),
-]
-
-
-class Disk:
-    """Counts operations; from operation ``fatal`` on, each raises ``error`` (only that one, if ``once``)."""
-
-    def __init__(self, monkeypatch, fatal: int | None, error: BaseException, once: bool = False) -> None:
-        self.count = 0
-        for module, name in OPERATIONS:
-            target = f"{module}.{name}" if isinstance(module, str) else None
-            original = getattr(__import__(module), name) if isinstance(module, str) else getattr(module, name)
-
-            def guarded(*args, original=original, **kwargs):
-                self.count += 1
-                if fatal is not None and (self.count == fatal if once else self.count >= fatal):
-                    raise error
-                return original(*args, **kwargs)
-
-            monkeypatch.setattr(*((target, guarded) if target else (module, name, guarded)))
-
-
-def one_save(root: Path, scenario: str) -> None:
-    step, keep = {"next step": (2, 2), "same step": (1, 2), "keep one": (2, 1), "first": (2, 2)}[scenario]
-    save(root, step, value=2, keep=keep)
-
-
-def prepare(root: Path, scenario: str) -> None:
-    root.mkdir()
-    if scenario != "first":
-        save(root, 1, value=1)
-
-
-def count_operations(root: Path, scenario: str) -> int:
-    prepare(root, scenario)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        disk = Disk(monkeypatch, None, Killed())
-        one_save(root, scenario)
-    return disk.count
-
-
-@pytest.mark.parametrize("scenario", ["next step", "same step", "keep one", "first"])
-def test_a_kill_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp_path, scenario):
-    total = count_operations(tmp_path / "count", scenario)
-    assert total > 25
-    seen = []
-    for fatal in range(1, total + 1):
-        root = tmp_path / str(fatal)
-        prepare(root, scenario)
-        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-            Disk(monkeypatch, fatal, Killed())
-            one_save(root, scenario)
-        for path in list_checkpoints(root):
-            verify(path)
-        seen.append(value_of(latest_checkpoint(root)))
-        one_save(root, scenario)  # and the run goes on
-        assert value_of(latest_checkpoint(root)) == 2
-        assert not [path for path in root.iterdir() if path.name.startswith(".tmp") or path.suffix]
-    before = None if scenario == "first" else 1
-    assert seen == sorted(seen, key=lambda value: value == 2)
-    assert set(seen) == {before, 2}
-
-
-@pytest.mark.parametrize("scenario", ["next step", "same step", "keep one"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_a_failing_operation_is_a_checkpoint_error_and_the_old_or_new_checkpoint_stands(tmp_path, scenario, number):
-    total = count_operations(tmp_path / "count", scenario)
-    for fatal in range(1, total + 1):
-        root = tmp_path / str(fatal)
-        prepare(root, scenario)
-        with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            Disk(monkeypatch, fatal, OSError(number, os.strerror(number)), once=True)
-            try:
-                one_save(root, scenario)
-                saved = True
-            except CheckpointError:
-                saved = False
-        assert all("cannot be deleted" in str(warning.message) for warning in caught)
-        value = value_of(latest_checkpoint(root))
-        assert value in (1, 2)
-        assert value == 2 or not saved
-
-
 def test_a_kill_while_the_model_is_written_leaves_the_old_checkpoint(tmp_path):
     save(tmp_path, 1)
 
@@ -226,38 +118,18 @@ def test_a_kill_while_the_model_is_written_leaves_the_old_checkpoint(tmp_path):
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    size = sum(file.stat().st_size for file in (tmp_path / "step-000001").rglob("*") if file.is_file())
+    stats = [file.stat() for file in (tmp_path / "step-000001").rglob("*") if file.is_file()]
+    size = sum(max(stat.st_size, 512 * stat.st_blocks) for stat in stats)
     usage = namedtuple("usage", "total used free")(10**6, 10**6 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(checkpoint, "_write", lambda *args: pytest.fail("written"))
     with pytest.raises(CheckpointError) as caught:
         save(tmp_path, 2)
     assert str(caught.value) == (
-        f"the disk is full: the checkpoint of step 2 needs at least {size} bytes in {tmp_path}, but 100 are free, "
-        f"{size - 100} bytes are missing; delete something or give another folder, then resume; "
+        f"the disk is full: the checkpoint of step 2 needs at least {size} bytes in {tmp_path}, but there is room for "
+        f"100: at least {size - 100} bytes are missing; delete something or give another folder, then resume; "
         "checkpoints saved before are whole"
     )
-    assert value_of(latest_checkpoint(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_disk_that_fills_up_while_writing_leaves_the_old_checkpoint_and_no_rubbish(tmp_path, monkeypatch, error):
-    save(tmp_path, 1)
-
-    def full(tensors, path):
-        path.write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"the disk is full: .* \d+ bytes are missing"):
-        save(tmp_path, 2)
-    assert os.listdir(tmp_path) == ["step-000001"]
     assert value_of(latest_checkpoint(tmp_path)) == 1
 
 
@@ -265,26 +137,6 @@ def test_an_unwritable_folder_is_a_checkpoint_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"the checkpoint of step 1 cannot be written to .*Not a directory"):
         save(tmp_path / "file" / "checkpoints", 1)
-
-
-def test_every_bit_flip_truncation_or_loss_in_the_newest_is_detected(tmp_path):
-    save(tmp_path, 1)
-    newest = save(tmp_path, 2)
-    draw = random.Random(0)
-    for name in files_of(newest):
-        path = newest / name
-        content = path.read_bytes()
-        flips = [(draw.randrange(len(content)), draw.randrange(8)) for _ in range(40)]
-        damaged = [content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :] for i, bit in flips]
-        for broken in [*damaged, content[:-1], b"", content + b"\n"]:
-            path.write_bytes(broken)
-            with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-                verify(newest)
-        path.unlink()
-        with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(No such file or directory\)"):
-            verify(newest)
-        path.write_bytes(content)
-        verify(newest)
 
 
 def test_every_single_bit_of_the_manifest_is_guarded(tmp_path):

@@ -1,5 +1,6 @@
 """A run that is interrupted anywhere and resumed ends as if it had never been interrupted, to the bit."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,18 @@ def test_resuming_a_finished_run_changes_nothing_but_gives_its_weights(whole, mo
     after = files_of(run.path)
     assert {name for name in after if after[name] != before[name]} <= {"provenance.json"}
     assert all(torch.equal(tensor, weights_of(policy)[name]) for name, tensor in weights.items())
+
+
+def test_what_a_kill_after_the_last_save_left_is_removed_on_resume(
+    whole, model_folder, examples, lively, small, tmp_path
+):
+    shutil.copytree(whole[0].path, tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / ".tmp-deleted-step-000002-0a1b2c3d"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    options = {"out": tmp_path / "run", "settings": small, "resume": "must", "quiet": True}
+    train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options)
+    assert not left.exists()
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(

@@ -5,14 +5,16 @@ import signal
 
 import pytest
 
+from medrl.errors import SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rollout import rows
 from medrl.runs import Run
 from medrl.sft import SFT
-from medrl.stopping import Stopped
+from medrl.stopping import Deadline, Stopped
 from medrl.training import update
 from medrl.training.checkpoint import list_checkpoints
+from medrl.training.curriculum import Curriculum
 from medrl.training.optim import AdamW
 from medrl.training.train import train
 
@@ -129,3 +131,69 @@ def test_a_stop_before_anything_new_was_done_saves_nothing_twice(
     with pytest.raises(Stopped):
         train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options, resume="must")
     assert (tmp_path / "run" / "checkpoints" / "step-000000" / "MANIFEST.json").stat().st_mtime_ns == written
+
+
+def test_a_run_whose_time_is_nearly_up_saves_itself_and_goes_on_later(
+    whole, model_folder, examples, lively, settings, tmp_path, monkeypatch
+):
+    options = {"settings": settings, "out": tmp_path / "run", "quiet": True}
+    looks = []
+    inner = Deadline.is_near
+
+    def near_in_step_2(self):
+        looks.append(inner(self))
+        return len(looks) > 2 * (TOKENS + MICRO_BATCHES) + 3
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="time is nearly up"):
+        patch.setattr(Deadline, "is_near", near_in_step_2)
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, max_hours=1000, **options)
+    assert not any(looks)  # the clock itself saw no reason
+    assert saved(Run.open(tmp_path / "run")) == ["step-000002"]
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, resume="must", max_hours=1000, **options)
+    assert end_of(run) == end_of(whole)
+
+
+def test_no_time_at_all_is_refused_and_too_little_saves_the_start(model_folder, examples, lively, settings, tmp_path):
+    options = {"settings": settings, "quiet": True}
+    with pytest.raises(SettingsError, match="max_hours is 0"):
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "a", max_hours=0, **options)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(Stopped):
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "b", max_hours=1e-9, **options)
+    assert saved(Run.open(tmp_path / "b")) == ["step-000000"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_other_signals_save_too(model_folder, examples, lively, settings, tmp_path, monkeypatch, number):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    inner = AdamW.step
+
+    def asking(self, lr):
+        os.kill(os.getpid(), number)
+        return inner(self, lr)
+
+    monkeypatch.setattr(AdamW, "step", asking)
+    try:
+        with pytest.raises(Stopped):
+            train(
+                Policy.load(model_folder), examples, lively, OBJECTIVE,
+                out=tmp_path / "run", settings=settings, quiet=True,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert saved(Run.open(tmp_path / "run")) == ["step-000001"]
+
+
+def test_a_stop_while_pass_rates_are_estimated_keeps_those_there_are(
+    model_folder, examples, lively, settings, tmp_path, stop_at, monkeypatch
+):
+    curriculum = Curriculum(use="order", rollouts=2)
+    options = {"settings": settings.model_copy(update={"curriculum": curriculum, "steps": 1}), "quiet": True}
+    whole = train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "whole", **options)
+    stop_at(rows, "draw_tokens", 2 * TOKENS + 1)  # in the third batch of two
+    with pytest.raises(Stopped):
+        train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "run", **options)
+    monkeypatch.undo()
+    assert len(Run.open(tmp_path / "run").pass_rates()) == 4
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "run", resume="must", **options)
+    assert run.pass_rates() == whole.pass_rates() and end_of(run) == end_of(whole)

@@ -122,7 +122,7 @@ def _verl(asked: list[Asked], out: Path) -> None:
             "prompt": [{"role": "user", "content": item.marked}],
             "ability": item.example.question_type,
             "reward_model": {"style": "rule", "ground_truth": item.example.target},
-            "extra_info": {"split": "", "index": index, "mode": item.mode, "medrl": item.own},
+            "extra_info": {"split": "", "index": index, "mode": item.mode, "medrl": item.own},  # all that rewards get
         }
 
     numbered = {id(item): number for number, item in enumerate(asked)}

@@ -28,7 +28,7 @@ from medrl.sft import SFT
 from medrl.training.checkpoint import latest_checkpoint
 from medrl.training.optim import Optim
 from medrl.training.recipe import Data, Recipe, run_settings
-from medrl.training.train import Training
+from medrl.training.settings import Training
 
 STEPS = 150
 GROUP_SIZE = 8

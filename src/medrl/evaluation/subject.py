@@ -23,9 +23,10 @@ from medrl.policy.policy import Policy
 from medrl.rollout.endpoint import Endpoint
 from medrl.runs import Run, is_evaluation, is_run, read_summary
 from medrl.settings import load_settings
-from medrl.training.checkpoint import MANIFEST, latest_checkpoint, verify
+from medrl.training.checkpoint import latest_checkpoint
+from medrl.training.manifest import MANIFEST, verify
 from medrl.training.recipe import Recipe
-from medrl.training.train import Training
+from medrl.training.settings import Training
 from medrl.types import Mode
 
 

@@ -1,4 +1,4 @@
-"""What may be done to layers for memory or speed without a change in any number: recompute them, compile them."""
+"""What may be done to layers for memory or speed without a change in any number: recompute, compile, keep elsewhere."""
 
 from collections.abc import Sequence
 from types import MethodType
@@ -24,6 +24,31 @@ def _recomputed(layer: Any, *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(layer, *inputs, **options)
     return checkpoint(forward, layer, *inputs, use_reentrant=False, **options)
+
+
+def keep_in_main_memory(layers: Sequence[nn.Module], device: torch.device) -> None:
+    """Let weights that are not trained wait in main memory; each layer's are on ``device`` while it computes."""
+    for layer in layers:
+        waiting = [(parameter, _waiting(parameter, device)) for parameter in layer.parameters()]
+        for parameter, data in waiting:
+            assert not parameter.requires_grad, "the gradient of a weight that comes and goes would be lost"
+            parameter.data = data
+
+        def fetch(*_: object, waiting=waiting) -> None:
+            for parameter, data in waiting:
+                parameter.data = data.to(device, non_blocking=True)
+
+        def release(*_: object, waiting=waiting) -> None:
+            for parameter, data in waiting:
+                parameter.data = data
+
+        layer.register_forward_pre_hook(fetch)
+        layer.register_forward_hook(release)
+
+
+def _waiting(parameter: nn.Parameter, device: torch.device) -> torch.Tensor:
+    data = parameter.data.cpu()
+    return data.pin_memory() if device.type == "cuda" else data  # pinned: copied while the device computes
 
 
 def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> None:

@@ -26,7 +26,7 @@ from medrl.phases import phase
 from medrl.policy import lora
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
-from medrl.policy.layers import checkpoint_activations, compile_layers
+from medrl.policy.layers import checkpoint_activations, compile_layers, keep_in_main_memory
 from medrl.policy.layout import Layout, pack
 from medrl.policy.loading import (
     Dtype,
@@ -225,6 +225,20 @@ class Policy:
         reference.family = WithoutAdapters(self.family)  # type: ignore[assignment]  # all that is used of one
         self._reference = reference
 
+    def offload_reference(self) -> None:
+        """Keep the reference's layers in main memory, and bring each to the device for as long as it computes."""
+        reference = self.reference
+        if reference.model is self.model:
+            raise PolicyError(
+                "the reference of a policy with adapters is the policy without them, so there is nothing to offload: "
+                "set scale.offload_reference to false"
+            )
+        shared = {id(parameter) for parameter in self.model.parameters()}
+        layers = [*reference.family.layers, *reference.family.vision_blocks]
+        keep_in_main_memory(
+            [layer for layer in layers if not any(id(p) in shared for p in layer.parameters())], self.device
+        )
+
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of layers for the backward pass: less memory, about a third more time."""
         checkpoint_activations([*self.family.layers, *self.family.vision_blocks])
@@ -380,7 +394,7 @@ class Policy:
         if has_lora(self.model):
             load_lora(self.model, folder / lora.FOLDER)
         else:
-            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype)
+            saved = type(self.model).from_pretrained(folder, dtype=self.family.head.dtype, use_safetensors=True)
             self.model.load_state_dict(saved.state_dict())
 
     @contextmanager

@@ -26,10 +26,12 @@ def collect(
 ) -> Groups:
     """Complete each example's prompt ``group_size`` times and score the completions.
 
-    Raises ``NonFiniteError`` naming the example when a reward is NaN or infinite.
+    Raises ``NonFiniteError`` naming the example when a log-probability or a reward is NaN or infinite.
     """
     prompts = [ask(example) for example in examples]
     completions = generate(policy, prompts, sampling, group_size=group_size, seed=seed, step=step)
+    for prompt, group in zip(prompts, completions, strict=True):
+        check_finite(prompt, group)
     return Groups(
         tuple(
             Group(
@@ -44,10 +46,19 @@ def collect(
     )
 
 
+def check_finite(prompt: Prompt, completions: Sequence[Completion]) -> None:
+    """Refuse completions that were drawn from something that is no distribution."""
+    if not all(math.isfinite(value) for completion in completions for value in completion.sampling_logprobs):
+        raise NonFiniteError(
+            f"the policy's log-probabilities are not finite for example {prompt.id}: look at its images, or at the "
+            "weights, which may have diverged: resume from an earlier checkpoint with a lower optim.lr"
+        )
+
+
 def score(reward: Reward, example: Example, completion: Completion) -> Score:
-    """``reward(example, completion)``, checked to be a finite number."""
+    """``reward(example, completion)``, checked to be a finite number, and its parts too."""
     result = reward(example, completion)
-    if not math.isfinite(result.value):
+    if not all(map(math.isfinite, (result.value, *result.parts.values()))):
         raise NonFiniteError(
             f"the reward of example {example.id} is {result.value} (parts {result.parts}) for the completion "
             f"{completion.text!r}: a reward must be a finite number"

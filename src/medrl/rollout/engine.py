@@ -4,12 +4,14 @@ All prompts go through the model as one packed stream, without padding. Then eve
 prompt's keys and its own (rollout/rows.py). On a GPU a step is a captured graph (rollout/captured.py).
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from medrl import stopping
+from medrl.errors import PolicyError
 from medrl.phases import phase
 from medrl.policy.layout import pack
 from medrl.policy.logprobs import head_logits
@@ -20,6 +22,7 @@ from medrl.rollout.rows import Decoder, Prompts, Recorder, Rows, tabulate
 from medrl.rollout.sampling import Sampling, uniforms
 from medrl.types import Completion, Prompt
 
+log = logging.getLogger(__name__)
 COMPACT_BELOW = 0.75
 """Finished rows are cut out once fewer than this share of the rows is still writing."""
 CHECK_EVERY = {"cpu": 1, "cuda": 8}
@@ -59,7 +62,7 @@ def generate(
         dtype=torch.float64,
         device=policy.device,
     )  # (N * G, limit)
-    tokens, logprobs = _decode(policy, encoded, sampling, group_size, uniform)
+    tokens, logprobs = _decode_what_fits(policy, encoded, sampling, group_size, uniform)
     completions = [
         Completion(
             text=policy.decode(token_ids),
@@ -71,6 +74,34 @@ def generate(
         for row, (token_ids, values) in enumerate(zip(tokens, logprobs, strict=True))
     ]
     return [completions[start : start + group_size] for start in range(0, len(completions), group_size)]
+
+
+def _decode_what_fits(
+    policy: Policy, encoded: Sequence[EncodedPrompt], sampling: Sampling, group_size: int, uniform: Tensor
+) -> tuple[list[list[int]], list[list[float]]]:
+    """All prompts together; where memory runs out, half of them after the other half, again and again."""
+    try:
+        return _decode(policy, encoded, sampling, group_size, uniform)
+    except torch.OutOfMemoryError as error:
+        if len(encoded) == 1:
+            raise PolicyError(
+                f"the memory is too small for {group_size} completions of example {encoded[0].id} alone "
+                f"({len(encoded[0].token_ids)} prompt tokens, up to {sampling.max_new_tokens} new ones): lower "
+                "policy.max_pixels, grpo.group_size or sampling.max_new_tokens"
+            ) from error
+    # Outside of the handler, whose traceback holds the tensors of what failed.
+    log.warning("out of memory while completing %d prompts together: half of them at a time", len(encoded))
+    policy.decode_graphs = None
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(encoded) // 2
+    tokens: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    for part in (slice(None, half), slice(half, None)):
+        rows = slice(None, half * group_size) if part.start is None else slice(half * group_size, None)
+        more = _decode_what_fits(policy, encoded[part], sampling, group_size, uniform[rows])
+        tokens, logprobs = tokens + more[0], logprobs + more[1]
+    return tokens, logprobs
 
 
 def _decode(

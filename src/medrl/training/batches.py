@@ -1,5 +1,6 @@
 """Groups and advantages -> a step's batch -> micro-batches, with weights that do not depend on the cut."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,19 +81,25 @@ class MicroBatch:
 
 
 def cut(
-    policy: Scorer, batch: Batch, objective: Objective, budget: Budget, max_tokens: int | None = None
+    policy: Scorer,
+    batch: Batch,
+    objective: Objective,
+    budget: Budget,
+    max_tokens: int | None = None,
+    mine: Collection[int] | None = None,
 ) -> list[MicroBatch]:
     """Cut a step into micro-batches of whole groups; a group larger than the budget gets one of its own.
 
     Where neither KL nor entropy is in the loss, groups without advantages have no gradient and are left out; the
     weights count them. ``max_tokens`` is the longest allowed completion, which ``reduction: constant`` divides by.
+    ``mine`` are the places in the batch of the groups that this process learns from, None for all; the weights are the
+    step's.
     """
     lengths = torch.tensor([len(ids) for group in batch for ids in group.completions], dtype=torch.long)
     sizes = [len(group.completions) for group in batch]
     weights = REDUCTIONS[objective.reduction](lengths, max_tokens).split(sizes) if batch else ()
     entropy_weight = 1 / max(1, int(lengths.sum()))
-    idle = advantages_are_all(objective)
-    kept = [(group, w) for group, w in zip(batch, weights, strict=True) if not (idle and not any(group.advantages))]
+    kept = [(batch[i], weights[i]) for i in learned_from(batch, objective) if mine is None or i in mine]
     encoded = policy.encode([group.prompt for group, _ in kept])
     micro_batches: list[MicroBatch] = []
     for (group, weight), prompt in zip(kept, encoded, strict=True):
@@ -109,6 +116,12 @@ def cut(
         else:
             micro_batches.append(alone)
     return micro_batches
+
+
+def learned_from(batch: Batch, objective: Objective) -> list[int]:
+    """Places in the batch of the groups that have a gradient."""
+    idle = advantages_are_all(objective)
+    return [i for i, group in enumerate(batch) if not idle or any(group.advantages)]
 
 
 def advantages_are_all(objective: Objective) -> bool:

@@ -9,14 +9,13 @@ pointer to the newest: it is found by looking. Only safetensors and JSON are rea
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medrl.errors import CheckpointError
+from medrl.runs import make_folder, sync
+from medrl.training.manifest import MANIFEST, json_bytes, make_manifest, read_manifest, verify, verify_files
 
-MANIFEST = "MANIFEST.json"
 OPTIMIZER = "trainer/optimizer.safetensors"
 STATE = "trainer/state.json"
-FORMAT = 1
 FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 """A checkpoint; ``.replaced`` for the moment in which another takes the place of one of the same step."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,29 +42,30 @@ def save_checkpoint(
     state: Mapping[str, Any],
     manifest: Mapping[str, Any],
     keep: int = 2,
+    model_bytes: int = 0,
 ) -> Path:
     """Save a checkpoint as ``root/step-000300`` and delete all but the ``keep`` newest up to it. Returns its folder.
 
     ``write_model(folder)`` writes the Hugging Face files; ``tensors`` (optimizer, random states) and ``state`` (plain
     JSON values) are what ``load_state`` gives back; ``manifest`` holds further fields, such as the code version, to be
-    kept in MANIFEST.json. Raises ``CheckpointError`` when the disk is full or cannot be written to; the checkpoints
-    that were there stay whole.
+    kept in MANIFEST.json; ``model_bytes`` is about what the Hugging Face files will take. Raises ``CheckpointError``
+    when the disk is full or cannot be written to; the checkpoints that were there stay whole.
     """
     assert keep >= 1, f"keep is {keep}: it would delete the checkpoint just saved"
     final = root / checkpoint_name(step)
     scratch = root / f".tmp-{final.name}-{secrets.token_hex(4)}"
     needed = 0
     try:
-        _make_root(root)
+        make_folder(root)
         remove_leftovers(root)
-        needed = _bytes_needed(root, tensors)
+        needed = _bytes_needed(root, tensors, model_bytes)
         _check_space(root, step, needed)
         _write(scratch, step, write_model, tensors, state, manifest)
         _move_into_place(scratch, final)
     except (OSError, SafetensorError) as error:
-        needed = max(needed, _folder_bytes(scratch))
+        message = _cannot_write(root, scratch, step, needed, error)
         shutil.rmtree(scratch, ignore_errors=True)
-        raise _cannot_write(root, step, needed, error) from error
+        raise CheckpointError(message) from error
     verify(final)
     _retire(root, step, keep)
     return final
@@ -102,36 +102,8 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The ``tensors`` (on the CPU) and ``state`` given to ``save_checkpoint``; verifies the two files it reads."""
-    _verify_files(path, read_manifest(path)["files"], [OPTIMIZER, STATE])
+    verify_files(path, read_manifest(path)["files"], [OPTIMIZER, STATE])
     return load_file(path / OPTIMIZER), json.loads((path / STATE).read_text(encoding="utf-8"))
-
-
-def verify(path: Path) -> None:
-    """Raise ``CheckpointError`` naming the first file that is missing or not what was saved."""
-    files = read_manifest(path)["files"]
-    _verify_files(path, files, sorted(files))
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What MANIFEST.json holds: ``format``, ``step``, ``files`` and the fields given to ``save_checkpoint``."""
-    try:
-        content = (path / MANIFEST).read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {path}: {MANIFEST} cannot be read ({error.strerror}): it is incomplete"
-        ) from None
-    try:
-        manifest = json.loads(content)
-        own_hash = manifest.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged") from None
-    if content != _manifest_bytes(manifest) or own_hash != hashlib.sha256(_json_bytes(manifest)).hexdigest():
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} has format {manifest.get('format')}, but this version of medrl reads format {FORMAT}"
-        )
-    return manifest
 
 
 def remove_leftovers(root: Path) -> None:
@@ -153,18 +125,12 @@ def _write(
     write_model(folder)
     (folder / "trainer").mkdir()
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / OPTIMIZER)
-    (folder / STATE).write_bytes(_json_bytes(state))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
-    entries = {path.relative_to(folder).as_posix(): _entry(path) for path in files}
-    fields = {"format": FORMAT, "step": step, "files": entries}
-    assert not fields.keys() & manifest.keys(), f"manifest fields {sorted(manifest)} use reserved names"
-    (folder / MANIFEST).write_bytes(_manifest_bytes(json.loads(_json_bytes({**fields, **manifest}))))
-    _sync(folder / MANIFEST)
-    for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        _sync(inner)
-    _sync(folder)
+    (folder / STATE).write_bytes(json_bytes(state))
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    (folder / MANIFEST).write_bytes(make_manifest(folder, step, manifest))
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _move_into_place(scratch: Path, final: Path) -> None:
@@ -175,7 +141,7 @@ def _move_into_place(scratch: Path, final: Path) -> None:
             _discard(aside)
         os.replace(final, aside)
     os.replace(scratch, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _retire(root: Path, step: int, keep: int) -> None:
@@ -204,54 +170,6 @@ def _set_aside(folder: Path) -> Path:
     return aside
 
 
-def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
-    for name in names:
-        if name not in files:
-            raise CheckpointError(f"checkpoint {path}: {MANIFEST} lists no {name}: it is not a training checkpoint")
-        expected = files[name]
-        try:
-            size = (path / name).stat().st_size
-            digest = _sha256(path / name) if size == expected["bytes"] else ""
-        except OSError as error:
-            raise CheckpointError(f"checkpoint {path}: {name} cannot be read ({error.strerror})") from None
-        if size != expected["bytes"]:
-            raise CheckpointError(f"checkpoint {path}: {name} has {size} bytes, but {expected['bytes']} were saved")
-        if digest != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {path}: {name} is not what was saved: its SHA-256 differs")
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest with its own hash, so that damage to any byte of it shows."""
-    return _json_bytes({**manifest, "sha256": hashlib.sha256(_json_bytes(manifest)).hexdigest()})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_root(root: Path) -> None:
-    if not root.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        _sync(root.parent)
-
-
 def _step_of(path: Path) -> int:
     match = FOLDER.fullmatch(path.name)
     assert match, path
@@ -259,14 +177,16 @@ def _step_of(path: Path) -> int:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What its files take on the disk, which counts in blocks."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(max(each.st_size, 512 * each.st_blocks) for each in found)
 
 
-def _bytes_needed(root: Path, tensors: Mapping[str, Tensor]) -> int:
-    """As much as the last checkpoint took, or, for the first, at least the optimizer's tensors."""
+def _bytes_needed(root: Path, tensors: Mapping[str, Tensor], model_bytes: int) -> int:
+    """As much as the last checkpoint took, and at least the weights and the optimizer's tensors."""
     previous = list_checkpoints(root)
-    optimizer = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return max(optimizer, _folder_bytes(previous[-1]) if previous else 0)
+    known = model_bytes + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return max(known, _folder_bytes(previous[-1]) if previous else 0)
 
 
 def _check_space(root: Path, step: int, needed: int) -> None:
@@ -275,19 +195,18 @@ def _check_space(root: Path, step: int, needed: int) -> None:
         raise CheckpointError(_disk_full(root, step, needed, free))
 
 
-def _cannot_write(root: Path, step: int, needed: int, error: OSError | SafetensorError) -> CheckpointError:
+def _cannot_write(root: Path, scratch: Path, step: int, needed: int, error: OSError | SafetensorError) -> str:
     # safetensors words its own errors around the one of the operating system.
     full = error.errno in DISK_FULL if isinstance(error, OSError) else "No space left" in str(error)
     if full:
-        return CheckpointError(_disk_full(root, step, needed, shutil.disk_usage(root).free))
-    return CheckpointError(
-        f"the checkpoint of step {step} cannot be written to {root}: {error}; checkpoints saved before are whole"
-    )
+        room = _folder_bytes(scratch) + shutil.disk_usage(root).free
+        return _disk_full(root, step, max(needed, room + 1), room)  # it did not fit into that room
+    return f"the checkpoint of step {step} cannot be written to {root}: {error}; checkpoints saved before are whole"
 
 
-def _disk_full(root: Path, step: int, needed: int, free: int) -> str:
+def _disk_full(root: Path, step: int, needed: int, room: int) -> str:
     return (
-        f"the disk is full: the checkpoint of step {step} needs at least {needed} bytes in {root}, but {free} are "
-        f"free, {max(1, needed - free)} bytes are missing; delete something or give another folder, then resume; "
-        "checkpoints saved before are whole"
+        f"the disk is full: the checkpoint of step {step} needs at least {needed} bytes in {root}, but there is room "
+        f"for {room}: at least {needed - room} bytes are missing; delete something or give another folder, then "
+        "resume; checkpoints saved before are whole"
     )

@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from medrl.errors import DataError
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
-from medrl.rollout.collect import Ask, collect
+from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run
 from medrl.settings import Settings
+from medrl.training.collecting import collect
 from medrl.training.monitors import is_right
 from medrl.types import Example, Group, Reward
 

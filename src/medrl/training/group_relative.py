@@ -12,9 +12,10 @@ from medrl.errors import SettingsError
 from medrl.grpo import GRPO, balance_advantages, domain_scales, k1_kl, overlong_penalty
 from medrl.policy.lora import has_lora
 from medrl.policy.policy import Policy
-from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.training.batches import Batch, pack_groups
+from medrl.training.collecting import collect
+from medrl.training.distributed import spread
 from medrl.training.setup import Setup
 from medrl.types import Example, Group, Groups, Score
 
@@ -148,8 +149,8 @@ def charge_kl(groups: Groups, policy: Policy, kl_coef: float, temperature: float
 
     The policy's side is what the sampler wrote down. Raises ``SettingsError`` where it wrote nothing.
     """
-    totals = []
-    for group in groups:
+
+    def charge(group: Group) -> list[float]:
         completions = [rollout.completion for rollout in group.rollouts]
         if not all(completion.sampling_logprobs for completion in completions):
             raise SettingsError(
@@ -160,7 +161,9 @@ def charge_kl(groups: Groups, policy: Policy, kl_coef: float, temperature: float
         reference = policy.reference.logprobs(encoded, [[c.token_ids for c in completions]], temperature=temperature)
         sampled = [torch.tensor(c.sampling_logprobs, dtype=torch.float64) for c in completions]
         rows = [row[: len(s)].double().cpu() for row, s in zip(reference.logprobs, sampled, strict=True)]
-        totals.append([float(k1_kl(s, row).sum()) for s, row in zip(sampled, rows, strict=True)])
+        return [float(k1_kl(s, row).sum()) for s, row in zip(sampled, rows, strict=True)]
+
+    totals = spread(groups.items, lambda mine: [charge(group) for group in mine])
     return _add_to_rewards(groups, "kl", totals, weight=-kl_coef)
 
 
@@ -185,7 +188,9 @@ def mix_into(reference: Policy, policy: Policy, mix: float) -> None:
     weights = dict(policy.model.named_parameters())
     for name, weight in reference.model.named_parameters():
         wide = torch.promote_types(weight.dtype, torch.float32)  # a small step is lost in the 8 bits of a bfloat16
-        weight.copy_(torch.lerp(weight.to(wide), weights[name].to(wide), mix) if mix < 1 else weights[name])
+        weight.copy_(
+            torch.lerp(weight.to(wide), weights[name].to(weight.device, wide), mix) if mix < 1 else weights[name]
+        )
 
 
 def _teaches(group: Group) -> bool:

@@ -17,10 +17,11 @@ from medrl.data.prompts import neutralize
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
-from medrl.rollout.collect import Ask, collect
+from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Batch, Objective, TrainingGroup, pack_groups
+from medrl.training.collecting import collect
 from medrl.training.group_relative import Draw, GroupRelative, check_warm
 from medrl.training.monitors import is_right
 from medrl.training.released import RELEASED, ReleasedTurns

@@ -1,5 +1,6 @@
 """A step's numbers under the names of docs/records.md, which are TRL's where TRL has one."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -117,3 +118,27 @@ def _measured(groups: Groups, update: Update | None) -> list[list[dict[str, floa
         else empty
         for rows, empty in zip(update.completions, nothing, strict=True)
     ]
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """What has gone on since the last lap was ``phase``."""
+        now = time.monotonic()
+        self.phases[phase] = now - self.last
+        self.last = now
+
+    def times(self, groups: Groups) -> dict[str, float]:
+        """Seconds of each phase, and completion tokens per second of the whole step."""
+        total = self.last - self.start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in groups.rollouts)
+        return {
+            **{f"time/{phase}_s": seconds for phase, seconds in self.phases.items()},
+            "time/step_s": total,
+            "tokens_per_s": tokens / total,
+        }

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medrl.errors import CheckpointError, NonFiniteError
 from medrl.settings import Settings
+from medrl.training.distributed import gathered, sum_gradients
 
 HALF = (torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -109,6 +110,11 @@ class AdamW:
                 weight.master.grad = gradient if weight.master.grad is None else weight.master.grad.add_(gradient)
                 weight.parameter.grad = None
 
+    def sum_over_ranks(self) -> None:
+        """Give every process that trains along the gradient of all; nothing where there is one."""
+        self.accumulate()
+        sum_gradients(weight.master for weight in self.weights)
+
     @torch.no_grad()
     def step(self, lr: float) -> float:
         """Clip, update the parameters, clear the gradients. Returns the global gradient norm before clipping.
@@ -118,7 +124,7 @@ class AdamW:
         """
         self.accumulate()
         masters = [weight.master for weight in self.weights]
-        norm = get_total_norm([master.grad for master in masters if master.grad is not None])
+        norm = gathered(get_total_norm([master.grad for master in masters if master.grad is not None]))
         grad_norm = float(norm)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(self._describe_non_finite())
@@ -143,6 +149,10 @@ class AdamW:
         missing = [weight.master for weight in self.weights if not self._adamw.state.get(weight.master)]
         gradients = sum(weight.master.nbytes + weight.parameter.nbytes * weight.copied for weight in self.weights)
         return gradients + len(MOMENTS) * sum(master.nbytes for master in missing)
+
+    def bytes_saved(self) -> int:
+        """What ``state_dict`` will hold once every parameter has been stepped."""
+        return sum(weight.master.nbytes * (len(MOMENTS) + weight.copied) for weight in self.weights)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All that the model's own weights do not hold: tensors for safetensors, and integers for JSON.
@@ -198,9 +208,11 @@ class AdamW:
                     f"the optimizer state has {name} of shape {tuple(tensors[name].shape)}, but the parameter has "
                     f"{tuple(weight.master.shape)}; resume with the model the checkpoint was saved with"
                 )
+            if not bool(gathered(tensors[name]).isfinite().all()):
+                raise NonFiniteError(f"the optimizer state has {name} that is not finite; nothing was changed")
 
     def _describe_non_finite(self) -> str:
-        gradients = [(weight.name, weight.master.grad) for weight in self.weights if weight.master.grad is not None]
+        gradients = [(w.name, gathered(w.master.grad)) for w in self.weights if w.master.grad is not None]
         for name, gradient in gradients:
             broken = int((~gradient.isfinite()).sum())
             if broken:

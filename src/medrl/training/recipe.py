@@ -1,5 +1,6 @@
 """A recipe: one YAML file that says what to train, on what, how. ``run_recipe`` turns it into a run."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,14 @@ from medrl.policy.policy import load_policy
 from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
 from medrl.runs import Run, check_vacant
-from medrl.settings import Settings, dump_settings, load_settings
+from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
-from medrl.training.train import Resume, Training, train
+from medrl.training.distributed import Scale, from_first, joined
+from medrl.training.settings import Training
+from medrl.training.start import Resume
+from medrl.training.trackers import Tracker
+from medrl.training.train import train
 from medrl.types import Example, Kind
 
 FILTERS = ("modality", "question_type", "source", "kind")
@@ -56,6 +61,9 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    scale: Scale = Scale()
+    trackers: tuple[Tracker, ...] = ()
+    """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
 
     @property
     def objective(self) -> Objective:
@@ -63,11 +71,18 @@ class Recipe(Settings):
 
 
 def run_recipe(
-    recipe: Path, overrides: Sequence[str] = (), *, out: Path, resume: Resume = "never", quiet: bool = False
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path,
+    resume: Resume = "never",
+    max_hours: float | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Train what ``recipe`` says into the run folder ``out``; ``overrides`` are ``key=value`` with dotted keys."""
     settings = load_settings(Recipe, recipe, overrides)
-    return run_settings(settings, out=out, resume=resume, quiet=quiet, folders=(Path(), recipe.parent))
+    folders = (Path(), recipe.parent)
+    return run_settings(settings, out=out, resume=resume, max_hours=max_hours, quiet=quiet, folders=folders)
 
 
 def run_settings(
@@ -75,12 +90,21 @@ def run_settings(
     *,
     out: Path,
     resume: Resume = "never",
+    max_hours: float | None = None,
     quiet: bool = False,
     folders: Sequence[Path] = (Path(),),
 ) -> Run:
     """The same for settings that are already loaded; reward functions are looked for in ``folders``, in order."""
+    with joined():
+        return _run(settings, out, resume, max_hours, quiet, folders)
+
+
+def _run(
+    settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
+) -> Run:
+    started = time.monotonic()
     if resume == "never":
-        check_vacant(out)  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
@@ -89,19 +113,24 @@ def run_settings(
     spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
     settings = settings.model_copy(update={"reward": spec})
     reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
+    policy = load_policy(settings.policy)
+    loading_hours = (time.monotonic() - started) / 3600
     return train(
-        load_policy(settings.policy),
+        policy,
         train_set,
         reward,
         settings.objective,
         out=out,
         settings=settings.training,
-        recipe=dump_settings(settings),
+        recipe=settings,
         provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)}
         | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
+        max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
+        scale=settings.scale,
+        trackers=settings.trackers,
     )
 
 

@@ -6,8 +6,9 @@ the gradient does not depend on the cut.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,15 @@ from medrl.errors import NonFiniteError, PolicyError
 from medrl.grpo import GRPO
 from medrl.phases import phase
 from medrl.policy.policy import ScoredCompletions
-from medrl.training.batches import Batch, MicroBatch, Objective, cut
+from medrl.training import distributed
+from medrl.training.batches import Batch, MicroBatch, Objective, TrainingGroup, cut, learned_from
 from medrl.training.budget import Budget
 from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
 from medrl.training.scorer import Scorer
+from medrl.training.sharded import Sharded, idle_pass
 
-Divide = Callable[[Budget], list[MicroBatch]]
+Divide = Callable[..., list[MicroBatch]]
 """Cuts the step into micro-batches that keep to a budget."""
 
 
@@ -37,6 +40,10 @@ class Measured:
     """None without a reference in the loss."""
     sampling_gap: float | None
     """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
+
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(value) for value in (self.entropy, self.kl, self.sampling_gap) if value is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,29 +95,63 @@ def update_policy(
     """
     given = tokens_per_micro_batch
     budget = given if isinstance(given, Budget) else Budget(policy, given)
-    divide = functools.partial(cut, policy, batch, objective, max_tokens=max_tokens)
+    mine = own_groups(policy, batch, objective, budget)
+    divide = functools.partial(cut, policy, batch, objective, max_tokens=max_tokens, mine=mine)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
     totals, old = _Totals(), []
     optimizer.zero_grad()  # what an update that was stopped half-way has left behind
     for number in range(rounds):
         # After the first the weights have moved, and the step must be finished.
-        totals, micro_batches = _accumulate(
-            policy, divide, optimizer, objective, temperature, budget, old, may_stop=number == 0
-        )
+        own: list[tuple[_Totals, list[MicroBatch]]] = []
+
+        def learn(own=own, old=old, may_stop=number == 0) -> dict[str, Any]:
+            own.append(
+                _accumulate(policy, batch, divide, optimizer, objective, temperature, budget, old, may_stop=may_stop)
+            )
+            return own[0][0].plain(batch)
+
+        totals = _Totals.together(distributed.gather(learn), batch)
+        micro_batches = own[0][1]
         if rounds > 1 and number == 0:
-            old = totals.logprobs
+            old = own[0][0].logprobs
+        optimizer.sum_over_ranks()
         try:
             with phase("optimizer"):
                 grad_norm = optimizer.step(lr)
         except NonFiniteError as error:
             optimizer.zero_grad()
-            culprits = _non_finite_gradients(policy, micro_batches, objective, temperature, old, optimizer)
+            search = functools.partial(
+                _non_finite_gradients, policy, micro_batches, objective, temperature, old, optimizer
+            )
+            found = [culprits for culprits in distributed.gather(search) if culprits]
+            culprits = sorted({id for ids in found for id in ids} or {group.prompt.id for group in batch})
             raise NonFiniteError(f"{error}; it comes from example {' or '.join(culprits)}") from error
     return totals.update(grad_norm, lr, batch)
 
 
+def own_groups(policy: Scorer, batch: Batch, objective: Objective, budget: Budget) -> set[int] | None:
+    """Places in the batch of the groups this rank learns from; None on one process: all."""
+    if distributed.world_size() == 1:
+        return None
+
+    def weigh(groups: list[TrainingGroup]) -> list[float]:
+        encoded = policy.encode([group.prompt for group in groups])
+        return [
+            budget.cost(
+                len(prompt.token_ids) + sum(len(ids) - 1 for ids in group.completions),
+                0 if prompt.pixels is None else len(prompt.pixels),
+            )
+            for group, prompt in zip(groups, encoded, strict=True)
+        ]
+
+    costs, learned = distributed.spread(batch, weigh), set(learned_from(batch, objective))
+    owners = distributed.balance([c if i in learned else 0.0 for i, c in enumerate(costs)], distributed.world_size())
+    return {i for i, owner in enumerate(owners) if owner == distributed.rank()}
+
+
 def _accumulate(
     policy: Scorer,
+    batch: Batch,
     divide: Divide,
     optimizer: AdamW,
     objective: Objective,
@@ -121,6 +162,10 @@ def _accumulate(
     may_stop: bool,
 ) -> tuple["_Totals", list[MicroBatch]]:
     """Sum the step's gradient; where memory runs out, from the start with smaller micro-batches."""
+    if isinstance(policy, Sharded):
+        return _accumulate_together(
+            policy, batch, divide, optimizer, objective, temperature, budget, old, may_stop=may_stop
+        )
     if budget.tokens is None:
         _find_budget(policy, divide, optimizer, objective, temperature, budget)
     while True:
@@ -144,6 +189,42 @@ def _accumulate(
         terms = scored = None
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _accumulate_together(
+    policy: Sharded,
+    batch: Batch,
+    divide: Divide,
+    optimizer: AdamW,
+    objective: Objective,
+    temperature: float,
+    budget: Budget,
+    old: list[Tensor],
+    *,
+    may_stop: bool,
+) -> tuple["_Totals", list[MicroBatch]]:
+    """The same where every pass is a meeting of all ranks: as many everywhere, and nobody leaves before the last."""
+    micro_batches: list[MicroBatch] = []
+
+    def begin() -> int:
+        if may_stop:
+            stopping.check()
+        micro_batches.extend(divide(budget))
+        return len(micro_batches)
+
+    missing = max(distributed.gather(begin)) - len(micro_batches)
+    totals, late = _Totals(), []
+    for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
+        totals.add(*_backward(policy, micro_batch, objective, temperature, old_logprobs, late), micro_batch)
+    if missing:
+        shortest = min(learned_from(batch, objective), key=lambda i: sum(len(ids) for ids in batch[i].completions))
+        (filler,) = divide(budget, mine={shortest})
+        for _ in range(missing):
+            _backward(policy, idle_pass(filler), objective, temperature, None, late)
+    if late:
+        optimizer.zero_grad()
+        raise late[0]
+    return totals, micro_batches
 
 
 def _find_budget(
@@ -175,13 +256,22 @@ def _spread(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tens
 
 
 def _backward(
-    policy: Scorer, micro_batch: MicroBatch, objective: Objective, temperature: float, old: Tensor | None
+    policy: Scorer,
+    micro_batch: MicroBatch,
+    objective: Objective,
+    temperature: float,
+    old: Tensor | None,
+    late: list[NonFiniteError] | None = None,
 ) -> tuple[Terms, ScoredCompletions]:
+    """Add a micro-batch's gradient. A loss that is not finite raises, or is put into ``late`` where that is given."""
     with phase("policy"):
         scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
         if not math.isfinite(float(terms.loss.detach())):
-            raise NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+            error = NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+            if late is None:
+                raise error
+            late.append(error)
         terms.loss.backward()
     return terms, scored
 
@@ -193,6 +283,9 @@ def _describe_too_large(micro_batches: Sequence[MicroBatch]) -> str:
         f"{largest.tokens} tokens and {largest.patches} image patches. Set policy.checkpoint_activations=true, or "
         "lower policy.max_pixels, grpo.group_size or sampling.max_new_tokens"
     )
+
+
+SUMS = ("loss", "policy", "kl", "clipped", "entropy", "gap", "scored_tokens", "sampled_tokens", "tokens")
 
 
 class _Totals:
@@ -228,6 +321,12 @@ class _Totals:
                 Measured(entropy=means[i], kl=kls[i], sampling_gap=gaps[i - rows.start]) for i in rows
             )
             row = rows.stop
+            for measured in self.measured[id(group)]:
+                if not measured.finite:
+                    raise NonFiniteError(
+                        f"not all numbers of example {group.prompt.id} are finite: {measured}. No weight was changed: "
+                        "look at its images and rewards, or lower optim.lr"
+                    )
 
     def _gaps(self, sampled: Sequence[Sequence[float]], trained: Tensor) -> list[float | None]:
         """Mean absolute difference per completion of a group; None where nothing was sampled."""
@@ -238,6 +337,24 @@ class _Totals:
             self.sampled_tokens += len(values)
             gaps.append(gap / len(values) if values else None)
         return gaps or [None] * len(trained)
+
+    def plain(self, batch: Batch) -> dict[str, Any]:
+        """The sums, and what was measured by place in the batch, as JSON: what a rank tells the others."""
+        measured = [
+            [i, [asdict(one) for one in self.measured[id(g)]]] for i, g in enumerate(batch) if id(g) in self.measured
+        ]
+        return {"sums": {name: getattr(self, name) for name in SUMS}, "measured": measured}
+
+    @classmethod
+    def together(cls, parts: Sequence[Mapping[str, Any]], batch: Batch) -> "_Totals":
+        """The sums of all ranks."""
+        totals = cls()
+        for name in SUMS:
+            setattr(totals, name, sum(part["sums"][name] for part in parts))
+        for part in parts:
+            for place, rows in part["measured"]:
+                totals.measured[id(batch[place])] = tuple(Measured(**row) for row in rows)
+        return totals
 
     def update(self, grad_norm: float, lr: float, batch: Batch) -> Update:
         return Update(
@@ -277,7 +394,12 @@ def _non_finite_gradients(
     old: list[Tensor],
     optimizer: AdamW,
 ) -> list[str]:
-    """Examples of the micro-batches whose own gradient is not finite; all of them when only their sum is not."""
+    """Examples of the micro-batches whose own gradient is not finite; none when only their sum is not.
+
+    None either where all ranks pass together: what one of them adds cannot be told from what the others do.
+    """
+    if isinstance(policy, Sharded):
+        return []
     culprits: list[str] = []
     for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
         _backward(policy, micro_batch, objective, temperature, old_logprobs)
@@ -285,4 +407,4 @@ def _non_finite_gradients(
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             culprits += sorted(set(micro_batch.ids))
         optimizer.zero_grad()
-    return culprits or sorted({id for micro_batch in micro_batches for id in micro_batch.ids})
+    return culprits

@@ -1,0 +1,129 @@
+"""Launching a run on a Slurm cluster through submitit: a task per GPU, saved and requeued when its time is up.
+
+Slurm sends SIGUSR2 before the end (and at preemption). The run then finishes its micro-batch, saves, and submitit
+requeues the job, which continues with ``resume="auto"``. A job that is cancelled saves too, and is not requeued.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from medrl.errors import MissingExtraError, SettingsError
+from medrl.stopping import Stopped
+
+SECONDS_TO_SAVE = 180
+"""Between Slurm's signal and the end of the job."""
+
+
+@dataclass
+class TrainJob:
+    """What every task of the job runs; submitit pickles it into the job's folder, which only its owner can write."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    out: str
+    _asked: list[int] = field(default_factory=list)
+
+    def __call__(self) -> str:
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        from medrl.training.recipe import run_recipe
+
+        environment = JobEnvironment()
+        if environment.num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        preempted = environment._usr_sig()
+        requeue: Any = signal.getsignal(preempted)
+
+        def ask(number: int, frame: Any) -> None:
+            self._asked.append(number)
+            os.kill(os.getpid(), signal.SIGTERM)  # which a run that is under way takes as a request
+
+        signal.signal(preempted, ask)
+        # submitit would pass over it; a run that is asked before it has begun has nothing to save.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            run = run_recipe(Path(self.recipe), self.overrides, out=Path(self.out), resume="auto")
+        except Stopped:
+            if self._asked and callable(requeue):
+                requeue(preempted, None)  # on rank 0 it does not return
+            return "saved"
+        return str(run.path)
+
+    def checkpoint(self) -> Any:
+        """What goes into the queue again: the same, it resumes by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(TrainJob(self.recipe, self.overrides, self.out))
+
+
+def slurm_parameters(
+    *, nodes: int, gpus: int, hours: float, partition: str | None, account: str | None, name: str
+) -> dict[str, Any]:
+    """Parameters of sbatch, as submitit names them. Raises ``SettingsError`` for less than a minute."""
+    if hours * 60 < 1:
+        raise SettingsError(f"--hours is {hours:g}, but a job needs at least a minute")
+    wanted = {
+        "job_name": name,
+        "nodes": nodes,
+        "ntasks_per_node": gpus,
+        "gpus_per_node": gpus,
+        "cpus_per_task": 8,
+        "time": int(hours * 60),
+        "signal_delay_s": SECONDS_TO_SAVE,
+        "partition": partition,
+        "account": account,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True},
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def slurm_script(folder: Path, parameters: dict[str, Any]) -> str:
+    """The sbatch script that ``submit`` would hand in."""
+    _require_submitit()
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = folder.resolve()
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command=command, folder=folder, **parameters)
+
+
+def submit(job: TrainJob, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
+    """Hand the job in. Returns submitit's job. ``cluster`` "local" runs its tasks on this machine.
+
+    Raises ``SettingsError`` where there is no Slurm.
+    """
+    _require_submitit()
+    import submitit
+
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise SettingsError(
+            "there is no sbatch here: run this on the cluster's login node, or look at the script with --dry-run"
+        )
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    if cluster == "slurm":
+        executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
+    else:
+        executor.update_parameters(tasks_per_node=parameters["ntasks_per_node"], timeout_min=parameters["time"])
+    return executor.submit(job)
+
+
+def describe(recipe: Path, overrides: Sequence[str], out: Path) -> TrainJob:
+    """The job of a recipe, with paths that hold wherever it starts. Raises ``SettingsError`` for a missing recipe."""
+    if not recipe.is_file():
+        raise SettingsError(f"recipe {recipe} does not exist; give the path of a YAML file")
+    return TrainJob(str(recipe.resolve()), tuple(overrides), str(out.resolve()))
+
+
+def _require_submitit() -> None:
+    if find_spec("submitit") is None:
+        raise MissingExtraError("submitit", "cluster")

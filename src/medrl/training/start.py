@@ -1,0 +1,111 @@
+"""What happens before the first step: refuse what cannot be trained on, open the run folder, choose the questions."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from medrl.data.prompts import find_template
+from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.policy.policy import Policy
+from medrl.rewards import check_gold
+from medrl.rollout.collect import Ask
+from medrl.runs import Run, is_run
+from medrl.settings import Settings, dump_settings, with_defaults
+from medrl.training.batches import Objective
+from medrl.training.curriculum import arrange, pass_rates
+from medrl.training.methods import check_demonstrations
+from medrl.training.settings import Training
+from medrl.types import Example, Reward
+
+Resume = Literal["auto", "never", "must"]
+Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Fills up a recipe that an older version wrote."""
+MAY_CHANGE = {"scale", "trackers"}
+"""Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
+GOLD_SHOWN = 20
+"""Examples listed when the reward rejects right answers."""
+
+
+def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
+    """Refuse what cannot be trained on, before anything is written."""
+    if not train_set:
+        raise DataError("the training set is empty: check data.train and its filters")
+    find_template(settings.mode, settings.template)
+    check_demonstrations(train_set, settings.mode, objective)
+    rejected = check_gold(reward, train_set, settings.mode)
+    if rejected:
+        lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]
+        more = [f"  and {len(rejected) - GOLD_SHOWN} more"] if len(rejected) > GOLD_SHOWN else []
+        raise RewardError(
+            f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
+            "so it cannot teach them; correct those rows, leave them out, or correct the reward:\n"
+            + "\n".join(lines + more)
+        )
+
+
+def describe(
+    recipe: Settings | None, settings: Training, objective: Objective, weights: Mapping[str, float] | None
+) -> tuple[dict[str, Any], Complete]:
+    """The recipe that the run folder keeps, and how one that an older version kept is read today.
+
+    Args:
+        recipe: settings of everything, where there are such; None when the run was started from Python.
+        weights: what the reward says of itself.
+    """
+    if recipe is not None:
+        return dump_settings(recipe), lambda old: with_defaults(old, recipe)
+
+    def complete(old: Mapping[str, Any]) -> dict[str, Any]:
+        return {**with_defaults(old, settings), "objective": with_defaults(old.get("objective", {}), objective)}
+
+    reward = {"reward": dict(weights)} if weights else {}
+    return {"objective": dump_settings(objective), **reward, **dump_settings(settings)}, complete
+
+
+def open_run(
+    out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any], resume: Resume, complete: Complete = dict
+) -> Run:
+    """Create the run folder, or open the one there is when ``resume`` allows it."""
+    if resume == "must" and not is_run(out):
+        raise RunError(f"--resume must: {out} holds no run; start one with --resume never, or give the right --out")
+    if resume == "never" or not is_run(out):
+        return Run.create(out, recipe, provenance)
+    run = Run.open(out)
+    before = complete(run.recipe)
+    names = {*before, *recipe} - MAY_CHANGE
+    differing = sorted(key for key in names if before.get(key) != recipe.get(key))
+    if differing:
+        raise SettingsError(
+            f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
+            f"started with ({out / 'recipe.yaml'}), or choose another --out"
+        )
+    if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
+        raise RunError(
+            f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
+            "those, or choose another --out"
+        )
+    return run
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over the examples, image files by name: what a resumed run compares when no store tells."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(replace(example, images=tuple(Path(image.name) for image in example.images))).encode())
+    return digest.hexdigest()
+
+
+def choose_curriculum(
+    run: Run, policy: Policy, train_set: Sequence[Example], ask: Ask, reward: Reward, settings: Training, *, quiet: bool
+) -> tuple[Sequence[Example], list[float] | None]:
+    """What is asked and in which order; asks the policy, which is untrained as yet, for its pass rates where that
+    matters."""
+    if settings.curriculum.use == "none":
+        return train_set, None
+    rates = pass_rates(
+        run, policy, train_set, ask, reward, settings.sampling, settings.curriculum,
+        seed=settings.seed, batch_size=settings.prompts_per_step, quiet=quiet,
+    )  # fmt: skip
+    return arrange(train_set, rates, settings.curriculum)
