@@ -95,7 +95,7 @@ def test_every_completion_has_its_row_with_its_own_advantage():
         "parts": {"right": 0.0, "form": 0.0},
         "answer": None,
         "target": "B",
-            "right": False,
+        "right": False,
         "advantage": 0.0,
         "tokens": 9,
         "implied": None,
