@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medrl.evaluation.evaluate import Evaluation
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+MANY_CUT_OFF = 0.5
 WATCH_EVERY_S = 5.0
 
 
@@ -150,6 +151,13 @@ def _show(out: Path, summary: Mapping[str, Any], as_json: bool) -> None:
         f"unreadable {terminal.percent(summary['parse_fail_rate'])}, cut off "
         f"{terminal.percent(summary['truncated_rate'])}, well-formed {terminal.percent(summary['well_formed'])}"
     )
+    if summary["truncated_rate"] > MANY_CUT_OFF:
+        typer.echo(
+            "most answers were cut off: raise --max-new-tokens, or ask in the words that the model was trained with "
+            "(--template)"
+        )
+    if len(blind) < 2:
+        typer.echo("the other blind baselines are fit on training questions: give --train STORE")
     typer.echo(f"{out / 'records.jsonl'}\n{out / 'summary.json'}")
 
 

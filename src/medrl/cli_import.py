@@ -400,7 +400,9 @@ def _pictures(root: Path, out: Path, *, view: dict[str, Any] | None = None, **op
     """Where the images of an import are found; what it unpacks goes into a hidden folder that is gone afterwards."""
     from medrl.data.images import View
     from medrl.data.readers.pictures import Pictures
+    from medrl.data.store import check_vacant
 
+    check_vacant(out)  # before a hundred thousand questions are read
     unpack = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.unpacked"
     try:
         yield Pictures(root, unpack, view=View(**view) if view else None, **options)
@@ -440,7 +442,13 @@ def _finish(
     from medrl.data import store
     from medrl.data.readers.result import check_bad
 
-    check_bad(result, max_bad)
+    bad = [{"file": str(row.file), "position": row.position, "reason": row.reason} for row in result.bad]
+    try:
+        check_bad(result, max_bad)
+    except DataError:
+        if as_json:
+            print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
+        raise
     absent = sum(item.questions for item in result.absent)
     info = store.write_store(
         out,
@@ -456,7 +464,7 @@ def _finish(
         print_json(
             {
                 "rows": info.rows,
-                "bad": [{"file": str(row.file), "position": row.position, "reason": row.reason} for row in result.bad],
+                "bad": bad,
                 "by_modality": info.modalities,
                 "by_question_type": info.question_types,
                 "by_kind": kinds,

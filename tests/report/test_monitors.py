@@ -50,7 +50,7 @@ BEYOND = [
     ("Unreadable answers", {"parse_fail_rate": 0.2}, "20.0\u202f%", "at most 5.0\u202f%"),
     ("Tags off", {"tags_off": 0.5}, "50.0\u202f%", "at most 5.0\u202f%"),
     ("Cut off", {"completions/clipped_ratio": 0.06}, "6.0\u202f%", "at most 5.0\u202f%"),
-    ("Groups that teach nothing", {"frac_reward_zero_std": 0.95}, "95.0\u202f%", "at most 80.0\u202f%"),
+    ("Groups that teach nothing", {"frac_reward_zero_std": 0.95}, "95.0\u202f%", "at most 50.0\u202f%"),
     ("Favored letter", {"answer_letters": {"A": 8, "B": 0}}, "50.0\u202f%", "at most 25.0\u202f%"),
     ("Length of wrong over right answers", {"completions/mean_length_wrong": 120.0}, "3", "at most 1.5"),
     ("Entropy left", {"entropy": 0.05}, "5.0\u202f%", "at least 10.0\u202f%"),

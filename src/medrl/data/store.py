@@ -70,7 +70,7 @@ def write_store(
         DataError: ``out`` is taken, an example is malformed, an image is missing, or the disk is too small.
     """
     out, rows = Path(out), list(examples)
-    _check_vacant(out)
+    check_vacant(out)
     check_examples(rows)
     names = name_images(rows) if copy else names_in_place(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,8 @@ def counts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
     }
 
 
-def _check_vacant(out: Path) -> None:
+def check_vacant(out: Path) -> None:
+    """Raise ``DataError`` unless a store can be written to ``out``: nothing, or an empty folder, is there."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise DataError(f"{out} exists and is not a folder: choose another --out")
     if out.is_dir() and any(out.iterdir()):

@@ -76,7 +76,7 @@ def run_demo(
     grpo = _evaluate(_newest(grpo_run), test, train, out / "eval" / "grpo", think, quiet)
 
     page = write_report(
-        [out / "eval" / "base", out / "eval" / "sft", out / "eval" / "grpo", out / "grpo", out / "sft"],
+        [out / "eval" / "base", out / "eval" / "sft", out / "eval" / "grpo", out / "sft", out / "grpo"],
         out / "report.html",
     )
     summary = summarize(before, sft, grpo)
@@ -156,6 +156,7 @@ def summarize(before: Evaluation, sft: Evaluation, grpo: Evaluation) -> dict[str
         "sft": _figures(sft),
         "grpo": _figures(grpo),
         "blind": {"name": over_blind["a"], "accuracy": over_blind["a_accuracy"]["value"]},
+        "chance": grpo.summary["chance"],
         "gain_over_base": _gain(over_base),
         "gain_over_blind": _gain(over_blind),
         "gain_over_sft": _gain(over_sft),
@@ -197,7 +198,10 @@ def show(summary: dict[str, Any], out: Path) -> None:
         "grpo": f"+ GRPO, {summary['training_seconds']['grpo']:.0f} s (think)",
     }
     blind = summary["blind"]
-    rows = [(f"best blind baseline: {blind['name']}", terminal.percent(blind["accuracy"]), "", "")]
+    rows = [
+        ("an option drawn at random", terminal.percent(summary["chance"]), "", ""),
+        (f"best blind baseline: {blind['name']}", terminal.percent(blind["accuracy"]), "", ""),
+    ]
     for key, name in names.items():
         figures = summary[key]
         accuracy = terminal.accuracy_row(name, {**figures, "value": figures["accuracy"]})[:3]

@@ -110,7 +110,9 @@ def set_pixel_bounds(processor: Any, min_pixels: int | None, max_pixels: int | N
     if max_pixels is not None:
         size["longest_edge"] = max_pixels
     if size["shortest_edge"] > size["longest_edge"]:
+        own = "min_pixels" if min_pixels is None else "max_pixels" if max_pixels is None else None
         raise PolicyError(
-            f"min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}: swap them, or set both"
+            f"min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}: "
+            + (f"{own} is the model's own: set it, too" if own else "swap them")
         )
     processor.image_processor.size = size

@@ -291,8 +291,8 @@ class Policy:
         if length + room_tokens > limit:
             raise PromptTooLongError(
                 f"prompt {prompt.id}: {length} tokens and room for {room_tokens} more do not fit the context of "
-                f"{limit}: lower policy.max_pixels (its images take "
-                f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens) or sampling.max_new_tokens"
+                f"{limit}: lower max_new_tokens, or max_pixels (its images take "
+                f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens)"
             )
 
     def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any = None) -> EncodedPrompt:

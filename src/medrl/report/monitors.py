@@ -89,6 +89,12 @@ def _is_wrong(row: Row) -> bool:
     return not row.get("right", row["answer"] == row["target"])  # runs of before there were kinds do not say
 
 
+def _stuck(history: History) -> float | None:
+    """Share of groups with equal rewards beyond the share of right answers: those have nothing left to learn."""
+    equal = history.mean("frac_reward_zero_std")
+    return None if equal is None else max(0.0, equal - (history.mean("pass@1") or 0.0))
+
+
 def _favored_letter(row: Row, history: History) -> float | None:
     favored = history.letters()
     return float(row["reward"]) if favored and row["answer"] == favored[0] and _is_wrong(row) else None
@@ -137,9 +143,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         title="Groups that teach nothing",
-        meaning="share of groups with equal rewards, of all that were sampled",
-        figure=lambda h: h.mean("frac_reward_zero_std"), alarm="above", limit=0.8,
-        badness=_if(lambda row: row["advantage"] == 0, lambda row: -row["reward"]),
+        meaning="share of groups with equal rewards, less the share of right answers, which leave nothing to learn",
+        figure=_stuck, alarm="above", limit=0.5,
+        badness=_if(lambda row: row["advantage"] == 0 and _is_wrong(row), lambda row: -row["reward"]),
     ),
     Rule(
         title="Favored letter",

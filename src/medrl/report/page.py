@@ -74,6 +74,9 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
 
     Raises RunError when a folder is neither, or when there is nothing to report.
     """
+    out = Path(out)
+    if out.is_dir():
+        raise RunError(f"--out {out} is a folder: give a file, e.g. {out / 'report.html'}")
     runs, evaluations = _gather([Path(folder) for folder in dirs])
     test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
     script = (Path(__file__).parent / "templates" / SCRIPT).read_text(encoding="utf-8")
@@ -93,7 +96,6 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
             flatten=_flatten,
         )
     )
-    out = Path(out)
     write_text_atomically(out, page)
     return out
 

@@ -73,7 +73,10 @@ def verify_files(path: Path, files: Mapping[str, Mapping[str, Any]], names: Iter
             size = (path / name).stat().st_size
             digest = _sha256(path / name) if size == expected["bytes"] else ""
         except OSError as error:
-            raise CheckpointError(f"checkpoint {path}: {name} cannot be read ({error.strerror})") from None
+            raise CheckpointError(
+                f"checkpoint {path}: {name} cannot be read ({error.strerror}): copy it from "
+                "another checkpoint of the run, or use that one"
+            ) from None
         if size != expected["bytes"]:
             raise CheckpointError(f"checkpoint {path}: {name} has {size} bytes, but {expected['bytes']} were saved")
         if digest != expected["sha256"]:
