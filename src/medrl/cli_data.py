@@ -93,6 +93,14 @@ def split(
         )  # fmt: skip
     for part in parts:
         typer.echo(f"{part.folder}/")
+    for part in parts:
+        if not (part.test_rows and part.train_rows):
+            side = "train" if part.test_rows else "test"
+            typer.echo(
+                f"note: {part.domain} has no {side} set: what is kept together there could not be divided, or was "
+                "asked to stand on one side",
+                err=True,
+            )
 
 
 def audit(

@@ -89,3 +89,33 @@ def test_references_tolerance_and_rationale_are_kept(tmp_path):
 def test_the_column_of_rationales_can_be_named(tmp_path):
     _, (kept,) = imported(tmp_path, [{"answer": "liver", "Begründung": "Dark."}], "--map", "rationale=Begründung")
     assert kept.rationale == "Dark."
+
+
+@pytest.mark.parametrize("names", [("option_a", "option_b"), ("Option A", "Option B"), ("A", "B")])
+def test_option_columns_are_known_by_more_than_one_spelling(tmp_path, names):
+    row = dict(zip(names, ("cyst", "mass"), strict=True)) | {"answer": "B"}
+    _, (example,) = imported(tmp_path, [row])
+    assert (example.kind, example.options, example.target) == ("choice", ("cyst", "mass"), "B")
+
+
+def test_a_letter_without_options_is_a_bad_row_that_says_how_to_name_them(tmp_path):
+    message, _ = imported(tmp_path, [{"Optionen": "cyst|mass", "answer": "b)"}], "--max-bad", "0")
+    assert "no column holds options" in message and "--map options=COLUMN" in message
+
+
+def test_a_table_whose_separator_is_a_semicolon_is_read(tmp_path):
+    Image.new("L", (16, 16), 90).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("image;question;options;answer\na.png;Which, then?;cyst|mass;A\n")
+    result = CliRunner().invoke(app, ["import", "table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "store")])
+    assert result.exit_code == 0, result.output
+    (example,) = load(tmp_path / "store")
+    assert (example.question, example.options) == ("Which, then?", ("cyst", "mass"))
+
+
+def test_too_many_bad_rows_are_printed_as_json_too_and_nothing_is_written(tmp_path):
+    (tmp_path / "t.csv").write_text("image,question,answer\nnone.png,?,yes\n")
+    arguments = ["import", "table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "store"), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and not (tmp_path / "store").exists()
+    (bad,) = json.loads(result.stdout)["bad"]
+    assert bad["position"] == 0 and "none.png" in bad["reason"]

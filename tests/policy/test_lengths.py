@@ -54,7 +54,9 @@ def test_one_prompt_that_does_not_fit_is_found_among_many_with_longer_texts(room
     room = roomy.family.context_tokens - longest
     assert longest > second
     check_room(roomy, prompts, room)
-    with pytest.raises(PromptTooLongError, match=r"1 of 31 prompts are too long; prompt prompt-99: .* lower policy"):
+    with pytest.raises(
+        PromptTooLongError, match=r"1 of 31 prompts are too long; prompt prompt-99: .* lower max_new_tokens"
+    ):
         check_room(roomy, prompts, room + 1)
 
 

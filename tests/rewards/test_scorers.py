@@ -102,3 +102,12 @@ def test_an_unknown_scorer_is_refused_with_the_nearest_name():
         find_scorer("medr1")
     with pytest.raises(SettingsError, match="strict, lenient, med-r1"):
         find_scorer("zzz")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Not C", "C is wrong", "anything but C", "It isn't C", "all but C", "C is excluded", "rule out C", "never C"],
+)
+def test_lenient_does_not_take_a_denied_option_for_the_answer(text):
+    assert SCORERS["lenient"](EXAMPLE, completion(text)).answer is None
+    assert SCORERS["lenient"](EXAMPLE, completion("C")).answer == "C"

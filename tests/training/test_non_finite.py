@@ -31,7 +31,7 @@ def reward_of(value: float, part: float = 1.0):
 
 def _with_reward(inner, reward):
     def collect_with(self, draw, step):
-        self.reward = reward
+        self.setup = replace(self.setup, reward=reward)
         return inner(self, draw, step)
 
     return collect_with

@@ -106,7 +106,10 @@ def check_burned_in(path: Path, header: Any, pixels_are_clean: bool) -> None:
         or any(word in kinds for word in _CAPTURED)
     )
     if marked:
-        reason = "it is ultrasound, angiography or a capture, and its header does not say that no text is burned in"
+        reason = (
+            "it is ultrasound, angiography or a capture (or its ImageType says SECONDARY, as captures do), "
+            "and its header does not say that no text is burned in"
+        )
         raise ImageError(path, reason, "look at the pixels and clean them, then say so: --i-have-deidentified")
 
 

@@ -17,6 +17,11 @@ _SAID = re.compile(
 )
 # "A" before a word is an article and "I" a pronoun, but in "A or C" they are letters.
 _ALONE = re.compile(r"(?<![\w'’])([B-HJ]|[AI](?!\s+(?!(?:or|and)\b)\w))(?![\w'’])")
+_DENIED = re.compile(
+    r"\b(?:not|no|non|never|neither|nor|without|except|wrong|incorrect|false|unlikely|cannot|\w+n t|excluded?"
+    r"|reject(?:ed)?|rules? out|ruled out|(?:anything|all|everything) but)\b"
+)
+"""Words, as ``words_of`` gives them, beside which a named option may be the one that is ruled out."""
 _MAX_CHARS = 20_000
 
 
@@ -25,7 +30,8 @@ def read_leniently(example: Example, completion: Completion) -> Answer:
 
     The final text is what follows the reasoning (in ``think_after``: comes before it), or everything where that is
     empty. An option is named by a lone capital or by its text; where several are named, ``the answer is C`` decides,
-    and two such that differ leave it unread. For kinds other than choices only the last block is tried.
+    and two such that differ leave it unread; so does a denial (``not C``, ``C is wrong``). For kinds other than choices
+    only the last block is tried.
     """
     strict = read_answer(example, completion)
     if strict.value is not None:
@@ -65,10 +71,19 @@ def _named(text: str, options: Sequence[str]) -> set[int]:
         return said
     plain = f" {' '.join(words_of(clean(text)))} "
     by_text = {index for index, option in enumerate(options) if (words := _joined(option)) and words in plain}
+    if _DENIED.search(_without(plain, options)):
+        return set()
     # "Lung" stands also where "left lung" does: the longer one is meant.
     longest = {i for i in by_text if not any(i != j and _joined(options[i]) in _joined(options[j]) for j in by_text)}
     alone = _offered((match[1] for match in _ALONE.finditer(text)), options)
     return longest | alone
+
+
+def _without(plain: str, options: Sequence[str]) -> str:
+    """The text without the options' own words: "no finding" may be one of them."""
+    for option in sorted(map(_joined, options), key=len, reverse=True):
+        plain = plain.replace(option, " ") if option else plain
+    return plain
 
 
 def _joined(option: str) -> str:

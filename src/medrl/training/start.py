@@ -39,7 +39,8 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
         lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]
         more = [f"  and {len(rejected) - GOLD_SHOWN} more"] if len(rejected) > GOLD_SHOWN else []
         raise RewardError(
-            f"the reward does not give full marks to the right answer of {len(rejected)} of {len(train_set)} examples, "
+            "the reward does not give full marks, or gives no more than to an empty completion, for the right answer "
+            f"of {len(rejected)} of {len(train_set)} examples, "
             "so it cannot teach them; correct those rows, leave them out, or correct the reward:\n"
             + "\n".join(lines + more)
         )

@@ -2,13 +2,14 @@
 
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
-from medrl.errors import DataError
+from medrl.errors import DataError, SettingsError
 from medrl.types import LETTERS, Example
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".nii", ".gz")
@@ -38,6 +39,9 @@ def read_folder(
     Raises:
         DataError: there are fewer than two labels with images.
     """
+    unknown = {name for question in questions for name in re.findall(r"\{(.*?)\}", question)} - {"modality"}
+    if unknown:
+        raise SettingsError(f"--question has {{{sorted(unknown)[0]}}}, but only {{modality}} can be filled in")
     labels = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     files = {label.name: sorted(_images(label)) for label in labels}
     files = {name: found for name, found in files.items() if found}

@@ -182,6 +182,9 @@ def _json_line(line: str) -> Any:
 
 def _csv_rows(text: str, delimiter: str) -> list[Any]:
     csv.field_size_limit(_MAX_FIELD_BYTES)
+    header = text.partition("\n")[0]
+    if delimiter == "," and "," not in header and ";" in header:  # as spreadsheets write it where the comma is decimal
+        delimiter = ";"
     reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
     rows: list[Any] = []
     for row in reader:

@@ -40,6 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Ours -> the names under which it is looked for when no mapping names one."""
 _YES_NO_WORDS = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
 """How tables write yes and no where the kind says that it is one of them."""
+_LETTER = re.compile(r"\(?[A-Ja-j][).:]?")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -87,7 +88,9 @@ def read_table(
         SettingsError: the mapping names a column that the first row does not have.
     """
     columns = {ours: (mapping[ours],) if ours in mapping else names for ours, names in COLUMNS.items()}
-    columns |= {f"option_{x}": (mapping.get(f"option_{x}", f"option_{x}"),) for x in LETTERS}
+    columns |= {
+        f"option_{x}": (mapping[f"option_{x}"],) if f"option_{x}" in mapping else _option_names(x) for x in LETTERS
+    }
     checked: list[bool] = []
 
     def convert(row: Row) -> Example:
@@ -97,6 +100,12 @@ def read_table(
         return _table_row(row, columns, pictures, source, pseudonym)
 
     return collect(rows, convert, quiet=quiet)
+
+
+def _option_names(letter: str) -> tuple[str, ...]:
+    return tuple(
+        f"{word}{x}" for x in (letter, letter.lower()) for word in ("option_", "option ", "Option ", "opt_", "")
+    )
 
 
 def _check_mapping(mapping: Mapping[str, str], row: dict[str, Any]) -> None:
@@ -134,7 +143,13 @@ def _answer_cells(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -
         raise RowError(f"kind is {kind!r}; the kinds are {', '.join(KINDS)}")
     answers = answer_items(row, *columns["answer"])
     references = answer_items(row, *columns["references"]) if _cell(row, columns["references"]) is not None else ()
-    form = answer_form(_options(row, columns), answers, known, text_or(row, "", *columns["tolerance"]))
+    options = _options(row, columns)
+    if known is None and not options and len(answers) == 1 and _LETTER.fullmatch(answers[0].strip()):
+        raise RowError(
+            f"answer {answers[0]!r} is a letter, but no column holds options: name them with --map options=COLUMN or "
+            "--map option_A=COLUMN ..., or say what it is in a column kind"
+        )
+    form = answer_form(options, answers, known, text_or(row, "", *columns["tolerance"]))
     return form | ({"references": (*form.get("references", ()), *references)} if form["kind"] == "short" else {})
 
 
