@@ -91,6 +91,9 @@ def split(
             [(p.domain, p.resampled.balanced, p.resampled.uneven, p.resampled.unchanged, p.resampled.dropped)
              for p in parts if p.resampled],
         )  # fmt: skip
+        if not drop_unbalanced and any(p.resampled and p.resampled.uneven + p.resampled.unchanged for p in parts):
+            note = "note: where answers are too few to draw others from, options still tell something; "
+            typer.echo(note + "--drop-unbalanced leaves those questions out", err=True)
     for part in parts:
         typer.echo(f"{part.folder}/")
     for part in parts:

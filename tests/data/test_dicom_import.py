@@ -192,12 +192,24 @@ def test_reports_and_other_files_are_counted_and_left_alone(tmp_path):
     (tmp_path / "in/notes.txt").write_text("x")
     report = pydicom.dcmread(tmp_path / "in/a.dcm")
     del report.PixelData
+    report.Modality = "SR"
     report.save_as(tmp_path / "in/sr.dcm")
     result = run(tmp_path / "in", "--out", tmp_path / "s", "--json", salt=tmp_path / "salt")
     notes = json.loads(result.stdout)["notes"]
     assert notes[0] == "1 files are not DICOM and were left alone" and notes[1].startswith(
         "1 DICOM files hold no image"
     )
+
+
+def test_an_image_whose_pixels_are_missing_is_a_bad_row_and_no_report(tmp_path):
+    write(tmp_path / "in/a.dcm", secrets=False)
+    torn = pydicom.dcmread(tmp_path / "in/a.dcm")
+    del torn.PixelData
+    torn.save_as(tmp_path / "in/torn.dcm")
+    result = run(tmp_path / "in", "--out", tmp_path / "s", "--json", salt=tmp_path / "salt")
+    assert result.exit_code == 1
+    [bad] = json.loads(result.stdout)["bad"]
+    assert "no pixels follow" in json.dumps(bad)
 
 
 def test_a_table_may_name_dicom_files_and_the_gate_still_holds(tmp_path):

@@ -95,6 +95,10 @@ def _headers(
             header = read_dicom_header(path)
             if "PixelData" in header or "SOPClassUID" not in header:
                 facts[path] = facts_of(path, header, salt)
+            elif str(header.get("Modality", "")) in MODALITIES:
+                raise ImageError(
+                    path, "its header is an image's, but no pixels follow", "it was cut off: fetch it again"
+                )
             else:
                 without += 1
         except ImageError as error:
