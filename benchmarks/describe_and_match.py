@@ -112,7 +112,7 @@ def describe(policy: Policy, images: Sequence[Image.Image], turns: Sequence[tupl
     pixels = inputs["pixel_values"].view(len(images), -1, inputs["pixel_values"].shape[1])
     prompts = {text: policy.encode_turn("describe", text, [images[0]]) for text in {text for text, _ in turns}}
     encoded = [replace(prompts[text], pixels=pixels[i]) for i, (text, _) in enumerate(turns)]
-    loss = base.mean_nll(base.imitate(policy, encoded, [policy.tokenize(reply)[:-1] for _, reply in turns]))
+    loss = base.mean_nll(policy.logprobs(encoded, [[policy.tokenize(reply)[:-1]] for _, reply in turns]))
     loss.backward()
     return float(loss.detach())
 
