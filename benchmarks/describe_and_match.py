@@ -31,8 +31,20 @@ KNOWN = ("Modality Recognition", "Anatomy Identification")
 """Questions whose right answers describe a picture, in the order in which they are told."""
 IMAGE_PX = 112
 VIEWS_PER_STEP, MATCHED_PER_STEP = 40, 20
-INVENTED_PER_STEP, DESCRIBED_IN_TAGS_PER_STEP = 20, 10
+INVENTED_PER_STEP, DESCRIBED_IN_TAGS_PER_STEP = 24, 8
 """Of the views in a habit step."""
+REMARKS = (
+    *base.REMARKS,
+    "An image is given.",
+    "The image is one of many.",
+    "This picture may be small.",
+    "It shows what it shows.",
+    "What was used is not known.",
+    "In this image there is something.",
+    "A) B) C) D)",
+    "An imaging technique was used.",
+)
+"""Some in the words of the questions: that those ask for a look is left to reinforcement to find out."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path, help="the training store; nothing of the test set may be in it")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--steps", type=int, nargs=2, default=(1600, 300), metavar=("SKILLS", "HABIT"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(1600, 600), metavar=("SKILLS", "HABIT"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     terminal.quiet_libraries()
@@ -125,13 +137,13 @@ def habit_turns(
     for i, one in enumerate(seen):
         if i < INVENTED_PER_STEP:
             other = pictures[int(rng.integers(len(pictures)))]
-            text = base.among_remarks(base.REASON, rng, at_end=True)
+            text = base.among_remarks(base.REASON, rng, REMARKS, at_end=True)
             turns.append((text, f"<think>{other.description}</think>"))
         elif i < INVENTED_PER_STEP + DESCRIBED_IN_TAGS_PER_STEP:
-            text = base.among_remarks(base.DESCRIBE_IN_TAGS, rng)
+            text = base.among_remarks(base.DESCRIBE_IN_TAGS, rng, REMARKS)
             turns.append((text, f"<think>{one.description}</think>"))
         else:
-            turns.append((base.among_remarks(base.DESCRIBE, rng), one.description))
+            turns.append((base.among_remarks(base.DESCRIBE, rng, REMARKS), one.description))
     return turns
 
 
