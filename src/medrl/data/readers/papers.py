@@ -24,10 +24,10 @@ from medrl.data.readers.fields import (
     normal,
     option_list,
     read_answer,
-    split_inline,
     text,
     text_or,
 )  # fmt: skip
+from medrl.data.readers.inline import split_inline
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
