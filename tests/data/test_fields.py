@@ -38,12 +38,13 @@ def test_options_are_found_inside_the_question(problem, question, options):
 @pytest.mark.parametrize(
     "problem",
     [
-        "Q? A)x, B)y, C)z", "Q?A)x,B)y,C)z", "Q? A) x; B) y; C) z", "Q?\r\nA) x\r\nB) y\r\nC) z\r\n", "Q?\nA)x,\nB)y,\nC)z",
-        "Q? A)x , B)y , C)z,", "Q?\u00a0A)\u00a0x,\u00a0B)\u00a0y,\u00a0C)\u00a0z", "Q? A )x, B )y, C )z", "Q? A)x | B)y | C)z",
-        "Q? A. x, B. y, C. z", "Q? A.x, B.y, C.z", "Q? A: x, B: y, C: z", "Q? A:x B:y C:z", "Q? (A)x, (B)y, (C)z",
-        "Q?\n(A) x\n(B) y\n(C) z", "Q? [A] x, [B] y, [C] z", "Q?（A）x，（B）y，（C）z", "Q? A）x，B）y，C）z", "Q? A、x\nB、y\nC、z",
-        "Q? a)x, b)y, c)z", "Q?\na. x\nb. y\nc. z", "Q? (a) x, (b) y, (c) z", "Q? Options: A)x, B)y, C)z",
-        "Q?\nAnswer Choices: (A) x (B) y (C) z",
+        "Q? A)x, B)y, C)z", "Q?A)x,B)y,C)z", "Q? A) x; B) y; C) z", "Q?\r\nA) x\r\nB) y\r\nC) z\r\n",
+        "Q?\nA)x,\nB)y,\nC)z", "Q? A)x , B)y , C)z,", "Q?\u00a0A)\u00a0x,\u00a0B)\u00a0y,\u00a0C)\u00a0z",
+        "Q? A )x, B )y, C )z", "Q? A)x | B)y | C)z", "Q? A. x, B. y, C. z", "Q? A.x, B.y, C.z", "Q? A: x, B: y, C: z",
+        "Q? A:x B:y C:z", "Q? (A)x, (B)y, (C)z", "Q?\n(A) x\n(B) y\n(C) z", "Q? [A] x, [B] y, [C] z",
+        "Q?（A）x，（B）y，（C）z", "Q? A）x，B）y，C）z", "Q? A、x\nB、y\nC、z",
+        "Q? a)x, b)y, c)z", "Q?\na. x\nb. y\nc. z",
+        "Q? (a) x, (b) y, (c) z", "Q? Options: A)x, B)y, C)z", "Q?\nAnswer Choices: (A) x (B) y (C) z",
     ],
 )  # fmt: skip
 def test_options_may_be_lettered_and_parted_in_any_usual_way(problem):
@@ -56,7 +57,8 @@ def test_options_may_be_lettered_and_parted_in_any_usual_way(problem):
         ("What is shownA)CT, B)MRI", "What is shown", ("CT", "MRI")),
         ("Q? A) Grade A) tumor, B) Cyst", "Q?", ("Grade A) tumor", "Cyst")),
         ("Q? A. E.coli, B. C. difficile, C. None", "Q?", ("E.coli", "C. difficile", "None")),
-        ("Which (A, B or C)? A)x_ray., B)No, It's normal, C)A", "Which (A, B or C)?", ("x_ray.", "No, It's normal", "A")),
+        ("Which (A, B or C)? A)x_ray., B)No, It's normal, C)A", "Which (A, B or C)?",
+         ("x_ray.", "No, It's normal", "A")),
         ("Deposits? A)IgA nephropathy (IgA), B)Other", "Deposits?", ("IgA nephropathy (IgA)", "Other")),
         ("Stage? A)Tumor, T2 N0 M0, Stage Ib, B)Lymphoma, T2 N1 M0", "Stage?",
          ("Tumor, T2 N0 M0, Stage Ib", "Lymphoma, T2 N1 M0")),
@@ -134,9 +136,9 @@ def test_an_options_text_goes_before_its_looks_as_a_letter():
 
 
 def test_punctuation_that_makes_another_number_or_result_is_not_forgiven():
-    for answer, options in (("15", ("1.5", "2")), ("5", ("-5", "6")), ("<5 mm", (">5 mm", "x")), ("HER2-", ("HER2+", "x"))):
+    for answer, option in (("15", "1.5"), ("5", "-5"), ("<5 mm", ">5 mm"), ("HER2-", "HER2+")):
         with pytest.raises(RowError, match="none of the options"):
-            read_answer(answer, options)
+            read_answer(answer, (option, "x"))
     assert read_answer("No its normal.", ("Yes", "No, It's normal")) == "B"
 
 

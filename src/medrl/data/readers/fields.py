@@ -16,7 +16,8 @@ _PREFIX = re.compile(r"\s*[(（\[]?([A-Ja-j])\s*[)）\].．:：、]\s*")
 _TAGGED = re.compile(r"<\s*answer\s*>(.*?)(?:<\s*/?\s*answer\s*>|$)", re.DOTALL | re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 _LETTER_ANSWER = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\s*[:：]?\s*)?[(（\[]?([A-J])\s*[)）\].．:：]*", re.IGNORECASE
+    r"(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\s*[:：]?\s*)?[(（\[]?([A-J])\s*[)）\].．:：]*",
+    re.IGNORECASE,
 )
 
 
@@ -110,7 +111,9 @@ def letter_of(answer: str, options: Iterable[str]) -> str:
     listed = list(options)
     for spell in (normal, lambda text: normal(text).casefold(), _bare):
         wanted = spell(answer)
-        letters = [letter for letter, option in zip(LETTERS, listed, strict=False) if wanted and spell(option) == wanted]
+        letters = [
+            letter for letter, option in zip(LETTERS, listed, strict=False) if wanted and spell(option) == wanted
+        ]
         if len(letters) > 1:
             raise RowError(f"answer {answer!r} matches the options {' and '.join(letters)}")
         if letters:

@@ -16,9 +16,9 @@ _STYLES = (
     rf"(?<![\w.])([A-J])[.．、]{_GAP}(?=\S)",
     rf"(?<!\w)([A-J])[:：]{_GAP}",
 )
-"""``A) x`` or ``A)x``, ``(A) x`` or ``[A] x``, ``A. x``, ``A: x``; group 1 is the letter, group 2 the blanks after it."""
-_WAYS = [(re.compile(style), strict) for strict in (True, False) for style in _STYLES]
-_WAYS += [(re.compile(style.replace("A-J", "a-j").replace("A-Z", r"\w")), True) for style in _STYLES]
+"""``A) x`` or ``A)x``, ``(A) x`` or ``[A] x``, ``A. x``, ``A: x``; group 1 is the letter, group 2 the blanks behind."""
+_SMALL = [style.replace("A-J", "a-j").replace("A-Z", r"\w") for style in _STYLES]
+_WAYS = [(re.compile(style), True) for style in (*_STYLES, *_SMALL)] + [(re.compile(style), False) for style in _STYLES]
 _BETWEEN = ",;|/，；"
 _SEPARATED = re.compile(rf"(?:^|[{_BETWEEN}\n])\s*$")
 _SENTENCE_OVER = re.compile(rf"(?:^|[?？.。!:：\n{_BETWEEN}])\s*$")
@@ -32,8 +32,8 @@ Chain = list[re.Match[str]]
 def split_inline(problem: str) -> tuple[str, tuple[str, ...]]:
     """The question and its options.
 
-    Capital letters behind a comma, semicolon or line break are looked for first, then capital letters anywhere, then
-    small ones. Of all ways to read the letters in order, those with most options win; then those whose marks are all
+    Letters behind a comma, semicolon or line break are looked for first, capitals before small ones, then capitals
+    anywhere. Of all ways to read the letters in order, those with most options win; then those whose marks are all
     spaced alike; then those that begin where a sentence is over; then those that leave every option's brackets closed.
 
     Raises:
