@@ -30,6 +30,7 @@ class Pictures:
 
     Attributes:
         unpacked: whether files were written into ``unpack``; such pictures must be copied into the store.
+        found_by_name: pictures that ``by_name`` found.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Pictures:
         self.decode, self.square_px, self.folders = decode, square_px, ("", *folders)
         self.pixels_are_clean, self.name_of = pixels_are_clean, name_of
         self.unpacked = False
+        self.found_by_name: set[str] = set()
+        self._names: dict[str, list[str]] | None = None
         self._found: dict[Path, tuple[Path, ...]] = {}
 
     def find(self, cell: Any) -> tuple[Path, ...]:
@@ -88,6 +91,25 @@ class Pictures:
             RowError: the path leads out of the root.
         """
         return any(path.is_file() for path in self._candidates(relative))
+
+    def by_name(self, name: str) -> str | None:
+        """Path below the root of the one file that is called ``name``, in whatever folder; None where there is none.
+
+        Raises:
+            RowError: several files are called so, and it would be a guess.
+        """
+        if self._names is None:
+            self._names = {}
+            for path in self.root.rglob("*"):
+                if path.is_file():
+                    self._names.setdefault(path.name, []).append(path.relative_to(self.root).as_posix())
+        found = self._names.get(name, [])
+        if len(found) > 1:
+            raise RowError(
+                f"image {name} is not where the row says, and {len(found)} files have its name: {found[0]}, ..."
+            )
+        self.found_by_name.update(found)
+        return found[0] if found else None
 
     def _locate(self, relative: str) -> Path:
         found = next((path for path in self._candidates(relative) if path.is_file()), None)

@@ -65,6 +65,8 @@ def rows_of(path: Path, what: str, split: str | None = None, config: str | None 
     Raises:
         DataError: there is nothing to read; ``what`` is the source's name for the message.
     """
+    if _saved_to_disk(path):
+        return hub_rows(str(path), split=split)
     if path.exists():
         names = () if split is None or path.is_file() else (split,)
         return rows_of_files(find_files(path, what, names), path if path.is_dir() else None)
@@ -106,7 +108,9 @@ def find_files(path: Path, what: str, names: tuple[str, ...] = ()) -> list[Path]
 
 
 def hub_rows(name: str, *, config: str | None = None, split: str | None = None) -> Rows:
-    """The rows of the hub data set ``name``, or of a local folder of the same form; images stay encoded.
+    """The rows of the hub data set ``name``, of a local folder of the same form, or of one that ``save_to_disk`` wrote.
+
+    Images stay encoded.
 
     Raises:
         DataError: ``datasets`` cannot load it; says what it said.
@@ -115,11 +119,19 @@ def hub_rows(name: str, *, config: str | None = None, split: str | None = None) 
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        if _saved_to_disk(Path(name)):
+            loaded = datasets.load_from_disk(name)
+            loaded = loaded[split] if split and isinstance(loaded, dict) else loaded
+        else:
+            loaded = datasets.load_dataset(name, config, split=split)
     except (ValueError, OSError, LookupError, RuntimeError) as error:
         raise DataError(f"{name} cannot be loaded through datasets: {type(error).__name__}: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {split or "rows": loaded}
     return Rows([(Path(f"{Path(name).name}-{part}"), len(rows), _undecoded(rows)) for part, rows in parts.items()])
+
+
+def _saved_to_disk(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _undecoded(rows: Any) -> Any:
