@@ -123,7 +123,7 @@ def numbers_match(answer: Quantity, target: Quantity, tolerance: str = "") -> bo
     Units are converted. A target in a unit of measurement needs an answer in one; a target that counts things takes a
     bare number; a target without a unit takes any unit, and a percentage also as the share that it is.
     """
-    allowed = _allowed_difference(target, tolerance)
+    allowed = allowed_difference(target, tolerance)
     if target.unit in _MEASURES or (target.unit and answer.unit):
         numbers = [_convert(answer, target.unit)]
     else:
@@ -142,7 +142,8 @@ def read_target(target: str, example_id: str) -> Quantity:
     return quantity
 
 
-def _allowed_difference(target: Quantity, tolerance: str) -> float:
+def allowed_difference(target: Quantity, tolerance: str) -> float:
+    """How far off ``target`` is still right, in its unit. Raises `RewardError` for a tolerance that is none."""
     slack = _SAME * max(1.0, abs(target.number))
     if not tolerance.strip():
         return slack
