@@ -78,7 +78,7 @@ def test_a_run_on_a_server_is_the_run_without_one(
         assert ours["sampling_weight"] == pytest.approx(1, abs=1e-5)
         assert "sampling_weight" not in theirs
     for (name, ours), theirs in zip(with_server.model.named_parameters(), policy.model.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5), name
+        assert torch.allclose(ours, theirs, atol=2e-4), name  # Adam makes a fifth of a step of a gradient's rounding
 
 
 def test_before_each_step_the_server_gets_the_weights_that_the_step_begins_with(
