@@ -6,6 +6,7 @@ A run folder                                    An evaluation folder
     metrics.jsonl    one row per step               asked.json      who was asked, how, how many questions
     rollouts.jsonl   one row per completion         shards/<i>-of-<n>/  what one of several processes answered
     pass_rates.jsonl one row per example, where a curriculum asked
+    .lock            held by the process that trains into the folder
     checkpoints/     eval/<name>/
 
 Logs are JSON lines. A process killed while writing leaves at most one torn line, at the end: reading ignores it and
@@ -13,10 +14,14 @@ the next append cuts it off. Files that are replaced (recipe, provenance, summar
 """
 
 import dataclasses
+import fcntl
 import json
+import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,8 @@ PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 PASS_RATES = "pass_rates.jsonl"
+LOCK = ".lock"
+"""Held by the process that trains into a run folder; says which one that is."""
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 ASKED = "asked.json"
@@ -38,6 +45,7 @@ PROGRESS = "progress.json"
 """Since when the newest process answers, and what it found answered."""
 SHARDS = "shards"
 LOGS = (METRICS, ROLLOUTS)
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -154,10 +162,35 @@ def check_vacant(path: Path) -> None:
         raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
     # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
     entries = [entry for entry in path.iterdir() if not _is_torn(entry)] if path.exists() else []
-    other = sorted(entry.name for entry in entries if entry.name != PROVENANCE)
+    other = sorted(entry.name for entry in entries if entry.name not in (PROVENANCE, LOCK))
     if other:
         shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
         raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within, no other process trains into this folder, on any machine that sees it; it is made if it is not there.
+
+    The lock is the operating system's (flock), which lets go of it when the process dies, however it dies. Raises
+    RunError naming the process that has it.
+    """
+    make_folder(path)
+    with (path / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise RunError(
+                f"{path} is being trained into by {stream.read().strip() or 'another process'}: wait until that has "
+                "ended, or end it; or choose another --out"
+            ) from None
+        except OSError as error:  # some network file systems
+            log.warning("%s cannot be locked (%s): see to it that no other process trains into it", path, error)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
 
 
 def is_run(path: Path) -> bool:

@@ -46,8 +46,10 @@ def _update(update: Update) -> dict[str, float]:
         "skipped_groups": update.skipped_groups,
         "training_tokens": update.tokens,
     }
-    if update.sampling_gap is not None:
-        row["sampling_gap"] = update.sampling_gap
+    for name in ("sampling_gap", "sampling_weight", "sampling_capped"):
+        value = getattr(update, name)
+        if value is not None:
+            row[name] = value
     return row
 
 

@@ -15,6 +15,7 @@ from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import load_policy
 from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
+from medrl.rollout.served import Rollouts
 from medrl.runs import Run, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
@@ -61,6 +62,7 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    rollout: Rollouts = Rollouts()
     scale: Scale = Scale()
     trackers: tuple[Tracker, ...] = ()
     """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
@@ -129,6 +131,7 @@ def _run(
         resume=resume,
         max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
+        rollout=settings.rollout,
         scale=settings.scale,
         trackers=settings.trackers,
     )

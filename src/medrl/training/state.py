@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medrl import stopping
 from medrl.data.sampler import Sampler
-from medrl.errors import CheckpointError
+from medrl.errors import CheckpointError, EndpointError
 from medrl.policy.policy import Policy
 from medrl.provenance import code_version, describe_versions
 from medrl.runs import Run
@@ -133,10 +133,13 @@ class RunState:
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Within, a stop saves the state in which the step under way began, and then goes on."""
+        """Within, a stop saves the state in which the step under way began, and then goes on.
+
+        So does a server that is gone, which the run may have to wait for longer than its place on the machine lasts.
+        """
         try:
             yield
-        except stopping.Stopped:
+        except (stopping.Stopped, EndpointError):
             # No weight has moved since this step began, so that is the state to save: it is taken again on resume.
             self._take_back()
             if not distributed.from_first((self.run.checkpoints / checkpoint_name(self.step)).exists):

@@ -63,6 +63,10 @@ class Update:
     lr: float
     sampling_gap: float | None
     """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
+    sampling_weight: float | None = None
+    """Mean over tokens of what corrects for a sampler that was another program; None where there was none."""
+    sampling_capped: float | None = None
+    """Share of tokens whose correction was cut off at ``sampling_cap``."""
     skipped_groups: int
     """Groups without a gradient, which cost no pass."""
     tokens: int
@@ -177,7 +181,7 @@ def _accumulate(
                     stopping.check()
                 terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
                 optimizer.accumulate()
-                totals.add(terms, scored, micro_batch)
+                totals.add(terms, scored, micro_batch, old_logprobs)
             return totals, micro_batches
         except torch.OutOfMemoryError as error:
             # Nothing is kept of a sum that may hold half of a micro-batch's gradient.
@@ -215,7 +219,8 @@ def _accumulate_together(
     missing = max(distributed.gather(begin)) - len(micro_batches)
     totals, late = _Totals(), []
     for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
-        totals.add(*_backward(policy, micro_batch, objective, temperature, old_logprobs, late), micro_batch)
+        terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs, late)
+        totals.add(terms, scored, micro_batch, old_logprobs)
     if missing:
         shortest = min(learned_from(batch, objective), key=lambda i: sum(len(ids) for ids in batch[i].completions))
         (filler,) = divide(budget, mine={shortest})
@@ -285,7 +290,10 @@ def _describe_too_large(micro_batches: Sequence[MicroBatch]) -> str:
     )
 
 
-SUMS = ("loss", "policy", "kl", "clipped", "entropy", "gap", "scored_tokens", "sampled_tokens", "tokens")
+SUMS = (
+    "loss", "policy", "kl", "clipped", "entropy", "gap", "weight", "capped", "scored_tokens", "sampled_tokens",
+    "corrected_tokens", "tokens",
+)  # fmt: skip
 
 
 class _Totals:
@@ -293,14 +301,14 @@ class _Totals:
 
     def __init__(self) -> None:
         self.loss = self.policy = self.kl = self.clipped = 0.0
-        self.entropy = self.gap = 0.0
-        self.scored_tokens = self.sampled_tokens = self.tokens = 0
+        self.entropy = self.gap = self.weight = self.capped = 0.0
+        self.scored_tokens = self.sampled_tokens = self.corrected_tokens = self.tokens = 0
         self.measured: dict[int, tuple[Measured, ...]] = {}
         """By the identity of the group."""
         self.logprobs: list[Tensor] = []
         """(T,) of every completion: what later updates on the same completions compare with."""
 
-    def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
+    def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch, old: Tensor | None) -> None:
         self.loss += float(terms.loss.detach())
         self.policy += terms.policy
         self.kl += 0.0 if terms.kl_per_token is None else float(terms.kl_per_token.sum())
@@ -310,10 +318,15 @@ class _Totals:
         entropy = (scored.entropy.detach() * scored.completion_mask).sum(1)
         self.entropy += float(entropy.sum())
         self.scored_tokens += int(lengths.sum())
+        if terms.sampling_weight is not None and terms.sampling_capped is not None:
+            self.weight += float(terms.sampling_weight.sum())
+            self.capped += float(terms.sampling_capped.sum())
+            self.corrected_tokens += int(lengths.sum())
         means = (entropy / lengths).tolist()
         kls = [None] * len(means) if terms.kl_per_token is None else (terms.kl_per_token.sum(1) / lengths).tolist()
         self.logprobs += [row[: int(n)] for row, n in zip(scored.logprobs.detach(), lengths.tolist(), strict=True)]
-        logprobs, row = scored.logprobs.detach().cpu(), 0
+        # The sampler is compared with the policy that it was when it sampled.
+        logprobs, row = (scored.logprobs if old is None else old).detach().cpu(), 0
         for group in micro_batch.groups:
             rows = range(row, row + len(group.completions))
             gaps = self._gaps(group.sampling_logprobs, logprobs[rows.start : rows.stop])
@@ -366,6 +379,8 @@ class _Totals:
             grad_norm=grad_norm,
             lr=lr,
             sampling_gap=self.gap / self.sampled_tokens if self.sampled_tokens else None,
+            sampling_weight=self.weight / self.corrected_tokens if self.corrected_tokens else None,
+            sampling_capped=self.capped / self.corrected_tokens if self.corrected_tokens else None,
             skipped_groups=len(batch) - len(self.measured),
             tokens=self.tokens,
             completions=tuple(self.measured.get(id(group)) for group in batch),
