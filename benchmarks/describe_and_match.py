@@ -33,6 +33,9 @@ IMAGE_PX = 112
 VIEWS_PER_STEP, MATCHED_PER_STEP = 40, 20
 INVENTED_PER_STEP, DESCRIBED_IN_TAGS_PER_STEP = 24, 8
 """Of the views in a habit step."""
+MISTAKEN_PER_STEP = 12
+"""Of the invented: descriptions of another kind of picture. What is right by accident would otherwise do: where options
+leave three or four descriptions to choose from, a trace of the picture decides, and nothing is left to be learned."""
 REMARKS = (
     *base.REMARKS,
     "An image is given.",
@@ -136,7 +139,9 @@ def habit_turns(
     turns = []
     for i, one in enumerate(seen):
         if i < INVENTED_PER_STEP:
-            other = pictures[int(rng.integers(len(pictures)))]
+            of_another_kind = [other for other in pictures if other.facts.get(KNOWN[0]) != one.facts.get(KNOWN[0])]
+            others = of_another_kind if i < MISTAKEN_PER_STEP else pictures
+            other = others[int(rng.integers(len(others)))]
             text = base.among_remarks(base.REASON, rng, REMARKS, at_end=True)
             turns.append((text, f"<think>{other.description}</think>"))
         elif i < INVENTED_PER_STEP + DESCRIBED_IN_TAGS_PER_STEP:
