@@ -184,6 +184,9 @@ def import_table(
     mapping: Map = None,
     images: Images = None,
     name: Name = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, e.g. cp1252; default: UTF-8, or what the file's first bytes say.")
+    ] = None,
     license: License = "not stated",
     modality: Modality = None,
     kind: Kind = None,
@@ -211,7 +214,7 @@ def import_table(
     """
     from medrl.data.readers.rows import rows_of_files
 
-    rows = rows_of_files([path])
+    rows = rows_of_files([path], encoding=encoding)
     view = {"window": window, "plane": plane, "slices": slices}
     with _pictures(
         images or path.parent, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean
