@@ -1,7 +1,6 @@
 """``medrl import ...`` and ``medrl export-data``: each source into a store, a store into other trainers' rows."""
 
 import functools
-import json
 import shutil
 import uuid
 from collections import Counter
@@ -390,7 +389,7 @@ def export_data(
 
     written = write(store, to, out, mode=mode, template=template)
     if as_json:
-        print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
+        terminal.print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
         return
     typer.echo(f"{written.rows} rows in " + ", ".join(str(file) for file in written.files))
 
@@ -450,7 +449,7 @@ def _finish(
         check_bad(result, max_bad)
     except DataError:
         if as_json:
-            print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
+            terminal.print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
         raise
     absent = sum(item.questions for item in result.absent)
     info = store.write_store(
@@ -464,7 +463,7 @@ def _finish(
     )
     kinds = dict(Counter(example.kind for example in result.examples).most_common())
     if as_json:
-        print_json(
+        terminal.print_json(
             {
                 "rows": info.rows,
                 "bad": bad,
@@ -490,8 +489,3 @@ def _finish(
     where = "copied" if copy or pictures.unpacked else "linked"
     typer.echo(f"{info.rows} questions on {info.images} images ({where}) in {out}; {len(result.bad)} bad rows left out")
     typer.echo(f"license: {info.license}")
-
-
-def print_json(value: object) -> None:
-    """``value`` on stdout, for programs."""
-    typer.echo(json.dumps(value, indent=2, default=str))

@@ -164,8 +164,8 @@ def _read(file: Path, encoding: str | None = None) -> tuple[int, Any]:
     if file.is_dir():
         tables = [path.name for path in sorted(file.iterdir()) if path.suffix.lower() in SUFFIXES]
         raise DataError(
-            f"{file} is a folder: give one file ({', '.join(tables) or 'it holds no table'}); medrl import folder reads "
-            "DIR/LABEL/IMAGE, and medrl import dicom a folder of DICOM"
+            f"{file} is a folder: give one file ({', '.join(tables) or 'it holds no table'}); medrl import folder "
+            "reads DIR/LABEL/IMAGE, and medrl import dicom a folder of DICOM"
         )
     if not file.is_file():
         raise DataError(f"{file} does not exist: check the path")
