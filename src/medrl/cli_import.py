@@ -42,7 +42,7 @@ Split = Annotated[
 ]
 Window = Annotated[
     str,
-    typer.Option(help="Of DICOM and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
+    typer.Option(help="Of CT and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
 ]
 Plane = Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Of NIfTI volumes.")]
 Slices = Annotated[str, typer.Option(help="Of volumes and multi-frame files: middle, uniform:3 or index:0,5.")]
@@ -288,8 +288,12 @@ def import_folder(
     seed: Annotated[int, typer.Option(help="Names wordings, wrong options and their order.")] = 0,
     license: License = "not stated",
     copy: Copy = False,
+    window: Window = "file",
+    plane: Plane = "axial",
+    slices: Slices = "middle",
     square: Square = None,
     decode: Decode = False,
+    clean: Clean = False,
     max_bad: MaxBad = 0.001,
     as_json: Json = False,
 ) -> None:
@@ -306,7 +310,8 @@ def import_folder(
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one that holds LABEL/IMAGE.png")
-    with _pictures(folder, out, decode=decode, square_px=square) as pictures:
+    view = {"window": window, "plane": plane, "slices": slices}
+    with _pictures(folder, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean) as pictures:
         result = read_folder(
             folder,
             pictures,
@@ -461,6 +466,7 @@ def _finish(
         extra={"bad_rows": len(result.bad), "absent_questions": absent},
         copy=copy or pictures.unpacked,
     )
+    notes = [*result.notes, *pictures.notes()]
     kinds = dict(Counter(example.kind for example in result.examples).most_common())
     if as_json:
         terminal.print_json(
@@ -472,7 +478,7 @@ def _finish(
                 "by_kind": kinds,
                 "images": info.images,
                 "absent": [{"file": str(item.file), "questions": item.questions} for item in result.absent],
-                "notes": result.notes,
+                "notes": notes,
             }
         )
         return
@@ -482,7 +488,7 @@ def _finish(
         typer.echo(f"bad: {row}")
     for item in result.absent:
         typer.echo(f"absent: {item.file}: the images of {item.questions} questions must be got from their owners")
-    for note in result.notes:
+    for note in notes:
         typer.echo(f"note: {note}")
     if set(kinds) - {"choice"}:
         typer.echo("kinds: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
