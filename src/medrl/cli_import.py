@@ -1,7 +1,6 @@
 """``medrl import ...`` and ``medrl export-data``: each source into a store, a store into other trainers' rows."""
 
 import functools
-import json
 import shutil
 import uuid
 from collections import Counter
@@ -43,7 +42,7 @@ Split = Annotated[
 ]
 Window = Annotated[
     str,
-    typer.Option(help="Of DICOM and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
+    typer.Option(help="Of CT and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
 ]
 Plane = Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Of NIfTI volumes.")]
 Slices = Annotated[str, typer.Option(help="Of volumes and multi-frame files: middle, uniform:3 or index:0,5.")]
@@ -184,6 +183,9 @@ def import_table(
     mapping: Map = None,
     images: Images = None,
     name: Name = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, e.g. cp1252; default: UTF-8, or what the file's first bytes say.")
+    ] = None,
     license: License = "not stated",
     modality: Modality = None,
     kind: Kind = None,
@@ -211,7 +213,7 @@ def import_table(
     """
     from medrl.data.readers.rows import rows_of_files
 
-    rows = rows_of_files([path])
+    rows = rows_of_files([path], encoding=encoding)
     view = {"window": window, "plane": plane, "slices": slices}
     with _pictures(
         images or path.parent, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean
@@ -286,8 +288,12 @@ def import_folder(
     seed: Annotated[int, typer.Option(help="Names wordings, wrong options and their order.")] = 0,
     license: License = "not stated",
     copy: Copy = False,
+    window: Window = "file",
+    plane: Plane = "axial",
+    slices: Slices = "middle",
     square: Square = None,
     decode: Decode = False,
+    clean: Clean = False,
     max_bad: MaxBad = 0.001,
     as_json: Json = False,
 ) -> None:
@@ -304,7 +310,8 @@ def import_folder(
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one that holds LABEL/IMAGE.png")
-    with _pictures(folder, out, decode=decode, square_px=square) as pictures:
+    view = {"window": window, "plane": plane, "slices": slices}
+    with _pictures(folder, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean) as pictures:
         result = read_folder(
             folder,
             pictures,
@@ -387,7 +394,7 @@ def export_data(
 
     written = write(store, to, out, mode=mode, template=template)
     if as_json:
-        print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
+        terminal.print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
         return
     typer.echo(f"{written.rows} rows in " + ", ".join(str(file) for file in written.files))
 
@@ -447,7 +454,7 @@ def _finish(
         check_bad(result, max_bad)
     except DataError:
         if as_json:
-            print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
+            terminal.print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
         raise
     absent = sum(item.questions for item in result.absent)
     info = store.write_store(
@@ -459,9 +466,10 @@ def _finish(
         extra={"bad_rows": len(result.bad), "absent_questions": absent},
         copy=copy or pictures.unpacked,
     )
+    notes = [*result.notes, *pictures.notes()]
     kinds = dict(Counter(example.kind for example in result.examples).most_common())
     if as_json:
-        print_json(
+        terminal.print_json(
             {
                 "rows": info.rows,
                 "bad": bad,
@@ -470,7 +478,7 @@ def _finish(
                 "by_kind": kinds,
                 "images": info.images,
                 "absent": [{"file": str(item.file), "questions": item.questions} for item in result.absent],
-                "notes": result.notes,
+                "notes": notes,
             }
         )
         return
@@ -480,15 +488,10 @@ def _finish(
         typer.echo(f"bad: {row}")
     for item in result.absent:
         typer.echo(f"absent: {item.file}: the images of {item.questions} questions must be got from their owners")
-    for note in result.notes:
+    for note in notes:
         typer.echo(f"note: {note}")
     if set(kinds) - {"choice"}:
         typer.echo("kinds: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     where = "copied" if copy or pictures.unpacked else "linked"
     typer.echo(f"{info.rows} questions on {info.images} images ({where}) in {out}; {len(result.bad)} bad rows left out")
     typer.echo(f"license: {info.license}")
-
-
-def print_json(value: object) -> None:
-    """``value`` on stdout, for programs."""
-    typer.echo(json.dumps(value, indent=2, default=str))

@@ -20,7 +20,7 @@ from medrl.data.readers.inline import split_inline
 from medrl.data.readers.names import UNKNOWN, domains_of, modality_of, modality_of_image, source_of_image
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
-from medrl.data.readers.rows import Row, RowError, Rows, rows_of
+from medrl.data.readers.rows import Row, RowError, rows_of
 from medrl.types import Example
 
 MEDVLM_R1_TEST = (("MRI", 300), ("CT", 300), ("X-Ray", 300))
@@ -34,7 +34,7 @@ def read_med_r1(path: Path, pictures: Pictures, *, split: str | None = None, qui
         DataError: there is no such file.
     """
     rows = rows_of(path, "split files of Med-R1", split)
-    return _collected(rows, lambda row: _med_r1(row, path, pictures), pictures, quiet)
+    return collect(rows, lambda row: _med_r1(row, path, pictures), quiet=quiet)
 
 
 def _med_r1(place: Row, path: Path, pictures: Pictures) -> Example:
@@ -70,7 +70,7 @@ def read_medvlm_r1(path: Path, pictures: Pictures, *, split: str | None = None, 
         in_turn = modalities[row.position] if modalities else domains_of(_named(path, row))[0]
         return example if example.modality != UNKNOWN else replace(example, modality=in_turn)
 
-    return _collected(rows, convert, pictures, quiet)
+    return collect(rows, convert, quiet=quiet)
 
 
 def _medvlm_r1(place: Row, pictures: Pictures) -> Example:
@@ -103,15 +103,6 @@ def _target(row: dict[str, Any], options: tuple[str, ...]) -> str:
 
 
 # --- pictures and names ----------------------------------------------------------------------------------------------
-
-
-def _collected(rows: Rows, convert: Any, pictures: Pictures, quiet: bool) -> ImportResult:
-    result = collect(rows, convert, quiet=quiet)
-    if pictures.found_by_name:
-        count = len(pictures.found_by_name)
-        were = "picture was" if count == 1 else "pictures were"
-        result.notes.append(f"{count} {were} found by its file's name alone, elsewhere below {pictures.root}")
-    return result
 
 
 def _named(path: Path, place: Row) -> Path:

@@ -10,6 +10,7 @@ from medrl.errors import DataError, ImageError
 from medrl.progress import Progress
 from medrl.types import Example
 
+_FIRST_ROWS = 10
 _FEW_ROWS = 2000
 """Below this, reading is over before a bar is of use."""
 
@@ -82,9 +83,13 @@ def check_bad(result: ImportResult, max_bad_fraction: float = 0.001) -> None:
     """Pass when at most ``max_bad_fraction`` of the questions are bad; an unreadable file passes only at 1.0.
 
     Raises:
-        DataError: too much is bad; shows all bad rows.
+        DataError: too much is bad, and shows all bad rows; or nothing is left, and shows the first.
     """
     total = len(result.bad) + len(result.examples)
+    if result.bad and not result.examples:
+        shown = "\n".join(f"  {row}" for row in result.bad[:_FIRST_ROWS])
+        more = f"\n  and {total - _FIRST_ROWS} more; --json lists all" if total > _FIRST_ROWS else ""
+        raise DataError(f"none of the {total} rows can be used:\n{shown}{more}")
     whole_files = any(row.position < 0 for row in result.bad)
     fraction = 1.0 if whole_files else len(result.bad) / total if total else 0.0
     if fraction <= max_bad_fraction:

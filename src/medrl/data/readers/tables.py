@@ -21,7 +21,7 @@ from medrl.data.readers.inline import split_inline
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
-from medrl.errors import SettingsError
+from medrl.errors import DataError, SettingsError
 from medrl.types import KINDS, LETTERS, Example, Kind, find_kind
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rationale": ("rationale", "reasoning", "explanation"),
 }
 """Ours -> the names under which it is looked for when no mapping names one."""
+_NEEDED = ("image", "question", "answer")
 _YES_NO_WORDS = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
 """How tables write yes and no where the kind says that it is one of them."""
 _LETTER = re.compile(r"\(?[A-Ja-j][).:]?")
@@ -87,21 +88,31 @@ def read_table(
         pseudonym: patient as the table has it -> what may be stored.
 
     Raises:
-        SettingsError: the mapping names a column that the first row does not have.
+        SettingsError: the mapping names a column that the first row does not have, or no column is known.
+        DataError: there are no rows.
     """
     columns = {ours: (mapping[ours],) if ours in mapping else names for ours, names in COLUMNS.items()}
     columns |= {
         f"option_{x}": (mapping[f"option_{x}"],) if f"option_{x}" in mapping else _option_names(x) for x in LETTERS
     }
-    checked: list[bool] = []
+    if len(rows) == 0:
+        raise DataError(f"{', '.join(str(name) for name, _, _ in rows.parts)} has no rows")
+    seen: dict[str, None] = {}
 
     def convert(row: Row) -> Example:
-        if not checked:
+        if not seen:
             _check_mapping(mapping, fields_of(row.value))
-            checked.append(True)
+        seen.update(dict.fromkeys(fields_of(row.value)))
         return _table_row(row, columns, pictures, source, pseudonym)
 
-    return collect(rows, convert, quiet=quiet)
+    result = collect(rows, convert, quiet=quiet)
+    missing = [ours for ours in _NEEDED if seen and not any(name in seen for name in columns[ours])]
+    if missing and not result.examples:
+        raise SettingsError(
+            f"no column is known to hold {', '.join(missing)}; it has {', '.join(map(str, seen))}: name them, "
+            + " ".join(f"--map {ours}=COLUMN" for ours in missing)
+        )
+    return result
 
 
 def _option_names(letter: str) -> tuple[str, ...]:
