@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from safetensors import SafetensorError
 
 from medrl.errors import EndpointError, RunError, SettingsError
 from medrl.policy.policy import EncodedPrompt, Policy
@@ -116,7 +117,7 @@ class Server:
         weights = self.folder / f"step-{step:06d}-{uuid.uuid4().hex[:8]}"
         try:
             policy.save(weights)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(weights, ignore_errors=True)
             raise RunError(
                 f"the weights for the server cannot be written to {weights}: {error}; make room there, then continue "
@@ -129,23 +130,30 @@ class Server:
         return weights
 
     def load(self, weights: Path) -> None:
-        """Have the server load weights that were written before."""
-        root = self.endpoint.url.rstrip("/").removesuffix("/v1")
-        for path, body in self.hand_over.calls(str(weights)):
-            work = Work()
+        """Have the server load weights that were written before, and forget what it computed with others."""
+        for _ in range(RETURNS):
+            away = [self._call(path, body, weights) for path, body in self.hand_over.calls(str(weights))]
+            if not any(away):
+                self.given = weights
+                return
+        raise self._comes_and_goes()
 
-            def call(body: Mapping[str, Any], url: str = root + path, work: Work = work) -> None:
-                self.endpoint.ask(work, body, _check_taken, url, patient_with_500=False)
+    def _call(self, path: str, body: Mapping[str, Any], weights: Path) -> bool:
+        """Post one call of the hand-over; returns whether the server was gone meanwhile."""
+        root, work = self.endpoint.url.rstrip("/").removesuffix("/v1"), Work()
 
-            try:
-                list(each([body], call, work, at_once=1))
-            except (EndpointError, Refused) as error:
-                raise EndpointError(
-                    f"the server {root} did not take the policy's new weights from {weights} ({path}: {error}). It "
-                    "must be of the kind that rollout.server says and read that folder under the same path; "
-                    f"{self.hand_over.fix}. Then continue with --resume auto"
-                ) from error
-        self.given = weights
+        def post(url: str) -> None:
+            self.endpoint.ask(work, body, _check_taken, url, patient_with_500=False)
+
+        try:
+            list(each([root + path], post, work, at_once=1))
+        except (EndpointError, Refused) as error:
+            raise EndpointError(
+                f"the server {root} did not take the policy's new weights from {weights} ({path}: {error}). It must be "
+                f"of the kind that rollout.server says and read that folder under the same path; {self.hand_over.fix}. "
+                "Then continue with --resume auto"
+            ) from error
+        return work.away
 
     def generate(
         self,
@@ -190,7 +198,10 @@ class Server:
             # Started again, it has the weights it was started with, and nothing that it then wrote can be told apart.
             log.warning("%s was gone for a while: it gets the weights again, and is asked anew", self.endpoint.url)
             self.load(self.given)
-        raise EndpointError(
+        raise self._comes_and_goes()
+
+    def _comes_and_goes(self) -> EndpointError:
+        return EndpointError(
             f"the server {self.endpoint.url} was gone and came back {RETURNS} times within one step: look at its log, "
             "then continue with --resume auto"
         )
