@@ -354,7 +354,7 @@ def test_a_run_that_waits_for_a_server_can_be_asked_to_stop(
         if server.counts.get("/v1/chat/completions", 0) > 2 * 6 + 4:
             raise Stopped
 
-    monkeypatch.setattr("medrl.rollout.endpoint.stopping.check", check)
+    monkeypatch.setattr("medrl.rollout.requests.stopping.check", check)
     with running(make_server(fault=fault)) as server, pytest.raises(Stopped):
         run_with(server, model_folder, examples, lively, small, tmp_path / "run")
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
