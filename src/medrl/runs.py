@@ -205,6 +205,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def check_unlocked(path: Path) -> None:
+    """Raise RunError naming the process that trains into this folder, if one does."""
+    if (path / LOCK).exists():
+        with locked(path):
+            pass
+
+
 def is_run(path: Path) -> bool:
     """Whether the folder holds a run."""
     return (path / RECIPE).is_file()
