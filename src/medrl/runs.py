@@ -136,14 +136,15 @@ class Run:
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
-        sizes = {name: _synced_size(self.path / name) for name in LOGS}
+        logs = [name for name in LOGS if name != QUARANTINE or (self.path / name).exists()]  # there is rarely one
+        sizes = {name: _synced_size(self.path / name) for name in logs}
         sync(self.path)  # a log that is new has a name, too, that a power cut could take
         return sizes
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Cut the logs back to where they were at a checkpoint, so that a resumed run writes no line twice.
 
-        A log that the checkpoint does not know, because its version had none, is emptied. Raises RunError, before
+        A log that the checkpoint does not know is emptied: there was none yet. Raises RunError, before
         anything is cut, when a log is shorter than it was then.
         """
         before = dict.fromkeys(LOGS, 0) | dict(offsets)

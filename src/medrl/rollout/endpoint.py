@@ -156,7 +156,7 @@ class Endpoint:
                 raise MayPass(said, _retry_after(error)) from error
             if error.code in _OF_THIS_REQUEST:
                 raise Refused(said) from error
-            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check --endpoint, the model's name "
+            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check that address, the model's name "
                                 f"{self.model!r} and {KEY_VARIABLE}") from error  # fmt: skip
         except (OSError, HTTPException) as error:  # refused, reset, timed out, cut off
             raise MayPass(f"no reply ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
