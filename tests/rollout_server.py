@@ -16,9 +16,9 @@ from typing import Any
 from chat_server import images_of, text_of
 
 from medrl.policy.policy import Policy
+from medrl.rollout.chat import draw_seed
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
-from medrl.rollout.served import draw_seed
 from medrl.types import Prompt
 
 Fault = Callable[[str, int], object]

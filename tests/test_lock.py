@@ -11,7 +11,7 @@ import pytest
 
 from medrl import runs
 from medrl.errors import RunError
-from medrl.runs import Run, check_vacant, locked
+from medrl.runs import Run, check_unlocked, check_vacant, locked
 
 HOLDER = """
 import sys, time
@@ -37,6 +37,13 @@ def test_a_folder_that_another_process_trains_into_is_refused_naming_it(holder, 
     message = rf"process {holder.pid} on {socket.gethostname()}.*end it; or choose another"
     with pytest.raises(RunError, match=message), locked(tmp_path / "run"):
         pass
+
+
+def test_who_has_it_can_be_asked_before_anything_is_loaded(holder, tmp_path):
+    with pytest.raises(RunError, match=f"process {holder.pid}"):
+        check_unlocked(tmp_path / "run")
+    check_unlocked(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_process_that_was_killed_blocks_nobody(holder, tmp_path):

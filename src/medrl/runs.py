@@ -6,6 +6,7 @@ A run folder                                    An evaluation folder
     metrics.jsonl    one row per step               asked.json      who was asked, how, how many questions
     rollouts.jsonl   one row per completion         shards/<i>-of-<n>/  what one of several processes answered
     pass_rates.jsonl one row per example, where a curriculum asked
+    quarantine.jsonl one row per step that was left out, and why
     .lock            held by the process that trains into the folder
     checkpoints/     eval/<name>/
 
@@ -44,7 +45,8 @@ ASKED = "asked.json"
 PROGRESS = "progress.json"
 """Since when the newest process answers, and what it found answered."""
 SHARDS = "shards"
-LOGS = (METRICS, ROLLOUTS)
+QUARANTINE = "quarantine.jsonl"
+LOGS = (METRICS, ROLLOUTS, QUARANTINE)
 log = logging.getLogger(__name__)
 
 
@@ -108,6 +110,14 @@ class Run:
         """Add one row per completion."""
         _append_lines(self.path / ROLLOUTS, rows)
 
+    def append_quarantine(self, row: Mapping[str, Any]) -> None:
+        """Add a step that was left out: ``step``, ``reason``."""
+        _append_lines(self.path / QUARANTINE, [row])
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """All rows, oldest first; empty where every step was taken."""
+        return list(_read_lines(self.path / QUARANTINE))
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows, oldest first."""
         return list(_read_lines(self.path / METRICS))
@@ -126,27 +136,30 @@ class Run:
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
-        sizes = {name: _synced_size(self.path / name) for name in LOGS}
+        logs = [name for name in LOGS if name != QUARANTINE or (self.path / name).exists()]  # there is rarely one
+        sizes = {name: _synced_size(self.path / name) for name in logs}
         sync(self.path)  # a log that is new has a name, too, that a power cut could take
         return sizes
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Cut the logs back to where they were at a checkpoint, so that a resumed run writes no line twice.
 
-        Raises RunError, before anything is cut, when a log is shorter than it was then.
+        A log that the checkpoint does not know is emptied: there was none yet. Raises RunError, before
+        anything is cut, when a log is shorter than it was then.
         """
+        before = dict.fromkeys(LOGS, 0) | dict(offsets)
         for name in LOGS:
             file = self.path / name
             size = file.stat().st_size if file.exists() else 0
-            if size < offsets[name]:
+            if size < before[name]:
                 raise RunError(
-                    f"{file} has {size} bytes but had {offsets[name]} when the checkpoint was saved: part of the log "
+                    f"{file} has {size} bytes but had {before[name]} when the checkpoint was saved: part of the log "
                     "was lost; restore it, or start anew with another --out"
                 )
         for name in LOGS:
             if (self.path / name).exists():
                 with (self.path / name).open("r+b") as stream:
-                    stream.truncate(offsets[name])
+                    stream.truncate(before[name])
                     os.fsync(stream.fileno())
 
     def evals(self) -> dict[str, Path]:
@@ -191,6 +204,13 @@ def locked(path: Path) -> Iterator[None]:
         stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()
         yield
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise RunError naming the process that trains into this folder, if one does."""
+    if (path / LOCK).exists():
+        with locked(path):
+            pass
 
 
 def is_run(path: Path) -> bool:

@@ -51,6 +51,13 @@ def run_with(server, model_folder, examples, reward, settings, out, objective=OB
     return run, policy
 
 
+@pytest.fixture(scope="module")
+def alone(model_folder, examples, lively, small, tmp_path_factory):
+    """The run that no server has a part in."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return run_with(None, model_folder, examples, lively, small, out)[0]
+
+
 def texts(run):
     """What was written and how it was rewarded; a reward may hold a KL, and so the rounding of log-probabilities."""
     return [(row["step"], row["prompt_id"], row["completion"], round(row["reward"], 5)) for row in run.rollouts()]
@@ -173,8 +180,9 @@ def test_a_resumed_run_hands_over_its_weights_before_it_asks_and_ends_as_if_noth
 FAULTS = ("close", 500, "half", lambda a: {**a, "choices": [{**a["choices"][0], "finish_reason": "abort"}]}, 429)
 
 
-def test_a_server_that_fails_now_and_then_loses_no_sample(make_server, model_folder, examples, lively, small, tmp_path):
-    alone, _ = run_with(None, model_folder, examples, lively, small, tmp_path / "alone")
+def test_a_server_that_fails_now_and_then_loses_no_sample(
+    make_server, model_folder, examples, lively, small, alone, tmp_path
+):
 
     def fault(path, n):
         return FAULTS[n // 2 % len(FAULTS)] if "chat" in path and n % 2 else "close" if n in (1, 3) else None
@@ -186,9 +194,8 @@ def test_a_server_that_fails_now_and_then_loses_no_sample(make_server, model_fol
 
 
 def test_a_server_that_was_started_again_gets_the_weights_again_and_what_it_wrote_before_is_not_used(
-    make_server, model_folder, examples, lively, small, tmp_path
+    make_server, model_folder, examples, lively, small, alone, tmp_path
 ):
-    alone, _ = run_with(None, model_folder, examples, lively, small, tmp_path / "alone")
     restarted = []
 
     def fault(path, n):
@@ -233,10 +240,9 @@ def test_weights_that_a_server_does_not_take_end_the_run_before_it_is_asked(
 
 
 def test_a_server_that_is_gone_for_good_leaves_the_run_saved_where_it_was(
-    make_server, model_folder, examples, lively, small, tmp_path, monkeypatch
+    make_server, model_folder, examples, lively, small, alone, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(served, "TRIES", 3)
-    alone, _ = run_with(None, model_folder, examples, lively, small, tmp_path / "alone")
     gone = lambda path, n: 503 if "chat" in path and n > 3 * 6 + 1 else None  # noqa: E731  # in the fourth step
     with running(make_server(fault=gone)) as server, pytest.raises(EndpointError, match=r"HTTP 503.*--resume auto"):
         run_with(server, model_folder, examples, lively, small, tmp_path / "run")
@@ -348,7 +354,7 @@ def test_a_run_that_waits_for_a_server_can_be_asked_to_stop(
         if server.counts.get("/v1/chat/completions", 0) > 2 * 6 + 4:
             raise Stopped
 
-    monkeypatch.setattr("medrl.rollout.endpoint.stopping.check", check)
+    monkeypatch.setattr("medrl.rollout.requests.stopping.check", check)
     with running(make_server(fault=fault)) as server, pytest.raises(Stopped):
         run_with(server, model_folder, examples, lively, small, tmp_path / "run")
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]

@@ -11,20 +11,18 @@ import hashlib
 import io
 import json
 import os
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from medrl import stopping
 from medrl.data.images import open_image
 from medrl.errors import EndpointError, SettingsError
+from medrl.rollout.requests import Work, each
 from medrl.rollout.sampling import Sampling
 from medrl.types import Completion, Prompt
 
@@ -34,10 +32,6 @@ _MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _OF_THIS_REQUEST = frozenset({400, 413, 415, 422})
 """Refusals of one request, e.g. of a prompt that is too long; any other refusal is of all requests."""
 _LONGEST_WAIT_S = 60.0
-_LOOK_UP_EVERY_S = 0.2
-"""Whoever waits for replies looks so often whether they were asked to stop."""
-
-A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -54,17 +48,6 @@ class Reply:
 
 class Refused(Exception):
     """The server will not answer this request, and others may fare better."""
-
-
-@dataclass(slots=True)
-class Work:
-    """What the requests of one call know of each other."""
-
-    answered: int = 0
-    away: bool = False
-    """Whether nobody listened at the address for a while: a server that is back then is one that was started again."""
-    leaving: threading.Event = field(default_factory=threading.Event)
-    """Set once the call ends early: attempts that run are finished, no other is made."""
 
 
 class MayPass(Exception):
@@ -173,64 +156,10 @@ class Endpoint:
                 raise MayPass(said, _retry_after(error)) from error
             if error.code in _OF_THIS_REQUEST:
                 raise Refused(said) from error
-            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check --endpoint, the model's name "
+            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check that address, the model's name "
                                 f"{self.model!r} and {KEY_VARIABLE}") from error  # fmt: skip
         except (OSError, HTTPException) as error:  # refused, reset, timed out, cut off
             raise MayPass(f"no reply ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
-
-
-def each(items: Sequence[A], work_on: Callable[[A], T], work: Work, *, at_once: int) -> Iterator[T]:
-    """What ``work_on`` returns for each item, as it is ready, ``at_once`` of them under way in threads.
-
-    After an ``EndpointError`` no other is begun, those under way are handed over, then it is raised. Asked to stop, it
-    leaves at once.
-    """
-    waiting, failure = iter(items), None
-    under_way: set[Future[T]] = set()
-    try:
-        while True:
-            while failure is None and len(under_way) < at_once and (item := next(waiting, None)) is not None:
-                under_way.add(_begin(work_on, item))
-            if not under_way:
-                break
-            ready, under_way = wait(under_way, timeout=_LOOK_UP_EVERY_S, return_when=FIRST_COMPLETED)
-            for future in ready:
-                if (error := future.exception()) is None:
-                    yield future.result()
-                elif not isinstance(error, EndpointError):
-                    raise error
-                elif failure is None:
-                    failure = error
-                    work.leaving.set()
-            stopping.check()
-    finally:
-        work.leaving.set()
-    if failure is not None:
-        raise failure
-
-
-class _Outcome(Future[T]):
-    """As a context it keeps whatever its block raises for the one who waits."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if error is not None:
-            self.set_exception(error)
-        return True
-
-
-def _begin(work_on: Callable[[A], T], item: A) -> Future[T]:
-    """Not a pool of concurrent.futures: Python waits for its threads when it ends, also for one that hangs."""
-    outcome: _Outcome[T] = _Outcome()
-
-    def run() -> None:
-        with outcome:
-            outcome.set_result(work_on(item))
-
-    threading.Thread(target=run, name="medrl-request", daemon=True).start()
-    return outcome
 
 
 def _root(error: BaseException) -> BaseException | None:

@@ -8,22 +8,30 @@ Weights travel through a folder that the server reads under the same path. Nothi
 not take the weights, tokenizes a prompt otherwise, or cuts a completion short ends the run with the reason.
 """
 
-import hashlib
 import json
 import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from safetensors import SafetensorError
 
 from medrl.errors import EndpointError, RunError, SettingsError
 from medrl.policy.policy import EncodedPrompt, Policy
-from medrl.rollout.endpoint import Endpoint, MayPass, Refused, Work, describe_chat, each
+from medrl.rollout.chat import (
+    Sample,
+    describe_sample,
+    draw_seed,
+    first_difference,
+    read_sample,
+    with_one_token_per_image,
+)
+from medrl.rollout.endpoint import Endpoint, MayPass, Refused
+from medrl.rollout.requests import Work, each
 from medrl.rollout.sampling import Sampling
 from medrl.settings import Settings
 from medrl.types import Completion, Prompt
@@ -76,16 +84,6 @@ HAND_OVERS: dict[str, HandOver] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One completion as the server gave it."""
-
-    prompt_ids: list[int]
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
-
-
 class Server:
     """A server, and the weights it was last given.
 
@@ -116,7 +114,7 @@ class Server:
         weights = self.folder / f"step-{step:06d}-{uuid.uuid4().hex[:8]}"
         try:
             policy.save(weights)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(weights, ignore_errors=True)
             raise RunError(
                 f"the weights for the server cannot be written to {weights}: {error}; make room there, then continue "
@@ -129,23 +127,30 @@ class Server:
         return weights
 
     def load(self, weights: Path) -> None:
-        """Have the server load weights that were written before."""
-        root = self.endpoint.url.rstrip("/").removesuffix("/v1")
-        for path, body in self.hand_over.calls(str(weights)):
-            work = Work()
+        """Have the server load weights that were written before, and forget what it computed with others."""
+        for _ in range(RETURNS):
+            away = [self._call(path, body, weights) for path, body in self.hand_over.calls(str(weights))]
+            if not any(away):
+                self.given = weights
+                return
+        raise self._comes_and_goes()
 
-            def call(body: Mapping[str, Any], url: str = root + path, work: Work = work) -> None:
-                self.endpoint.ask(work, body, _check_taken, url, patient_with_500=False)
+    def _call(self, path: str, body: Mapping[str, Any], weights: Path) -> bool:
+        """Post one call of the hand-over; returns whether the server was gone meanwhile."""
+        root, work = self.endpoint.url.rstrip("/").removesuffix("/v1"), Work()
 
-            try:
-                list(each([body], call, work, at_once=1))
-            except (EndpointError, Refused) as error:
-                raise EndpointError(
-                    f"the server {root} did not take the policy's new weights from {weights} ({path}: {error}). It "
-                    "must be of the kind that rollout.server says and read that folder under the same path; "
-                    f"{self.hand_over.fix}. Then continue with --resume auto"
-                ) from error
-        self.given = weights
+        def post(url: str) -> None:
+            self.endpoint.ask(work, body, _check_taken, url, patient_with_500=False)
+
+        try:
+            list(each([root + path], post, work, at_once=1))
+        except (EndpointError, Refused) as error:
+            raise EndpointError(
+                f"the server {root} did not take the policy's new weights from {weights} ({path}: {error}). It must be "
+                f"of the kind that rollout.server says and read that folder under the same path; {self.hand_over.fix}. "
+                "Then continue with --resume auto"
+            ) from error
+        return work.away
 
     def generate(
         self,
@@ -163,7 +168,7 @@ class Server:
         """
         assert self.given is not None
         encoded = policy.encode(prompts, room_tokens=sampling.max_new_tokens)
-        bodies = [_describe_sample(self.endpoint.model, prompt, sampling) for prompt in prompts]
+        bodies = [describe_sample(self.endpoint.model, prompt, sampling) for prompt in prompts]
         places = [(n, i) for n in range(len(prompts)) for i in range(group_size)]
         for _ in range(RETURNS):
             work = Work()
@@ -172,7 +177,7 @@ class Server:
                 n, i = place
                 body = {**bodies[n], "seed": draw_seed(seed, step, prompts[n].id, i)}
                 try:
-                    sample = self.endpoint.ask(work, body, _read_sample)
+                    sample = self.endpoint.ask(work, body, read_sample)
                 except Refused as refusal:
                     raise EndpointError(
                         f"the server {self.endpoint.url} gave no completion for example {prompts[n].id}: {refusal}. "
@@ -190,7 +195,10 @@ class Server:
             # Started again, it has the weights it was started with, and nothing that it then wrote can be told apart.
             log.warning("%s was gone for a while: it gets the weights again, and is asked anew", self.endpoint.url)
             self.load(self.given)
-        raise EndpointError(
+        raise self._comes_and_goes()
+
+    def _comes_and_goes(self) -> EndpointError:
+        return EndpointError(
             f"the server {self.endpoint.url} was gone and came back {RETURNS} times within one step: look at its log, "
             "then continue with --resume auto"
         )
@@ -200,10 +208,10 @@ class Server:
     ) -> Completion:
         """The completion, where the server read what the policy would have read and let it finish."""
         ours = encoded.token_ids.tolist()
-        if sample.prompt_ids not in (ours, _with_one_token_per_image(ours, policy.family.image_token_id)):
+        if sample.prompt_ids not in (ours, with_one_token_per_image(ours, policy.family.image_token_id)):
             raise EndpointError(
                 f"the server {self.endpoint.url} reads the prompt of example {prompt.id} otherwise: "
-                f"{_first_difference(ours, sample.prompt_ids)}. Start it with the policy's own folder (chat template, "
+                f"{first_difference(ours, sample.prompt_ids)}. Start it with the policy's own folder (chat template, "
                 "processor) and the same min_pixels and max_pixels"
             )
         ended = sample.token_ids[-1] in policy.stop_token_ids
@@ -223,20 +231,6 @@ class Server:
         )
 
 
-def _describe_sample(model: str, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-    # All that bends the distribution is switched off by name: servers take what is not said from the model's folder.
-    plain = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-    penalties = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-    wanted = {"logprobs": True, "return_token_ids": True}
-    return {**describe_chat(model, prompt, sampling), **plain, **penalties, **wanted}
-
-
-def draw_seed(seed: int, step: int, prompt_id: str, index: int) -> int:
-    """31 bits, a function of where the draw is alone; a server that heeds it draws the same again."""
-    digest = hashlib.blake2b(f"{seed}\0{step}\0{prompt_id}\0{index}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def _check_taken(data: bytes) -> None:
     """Raises ``Refused`` when the reply to an update says that it failed."""
     try:
@@ -245,37 +239,3 @@ def _check_taken(data: bytes) -> None:
         raise MayPass(f"its reply is no JSON ({error})") from error
     if isinstance(reply, dict) and reply.get("success") is False:
         raise Refused(str(reply.get("message") or "it says that it failed"))
-
-
-def _read_sample(data: bytes) -> Sample:
-    """Raises ``MayPass`` for what is no whole reply, ``Refused`` for one that cannot be trained on."""
-    try:
-        reply = json.loads(data)
-        choice = reply["choices"][0]
-        finish_reason = choice["finish_reason"]
-        token_ids, prompt_ids = choice.get("token_ids"), reply.get("prompt_token_ids") or choice.get("prompt_token_ids")
-        logprobs = [float(token["logprob"]) for token in (choice.get("logprobs") or {}).get("content") or []]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise MayPass(f"its reply is no chat completion ({type(error).__name__}: {error})") from error
-    if finish_reason == "abort":
-        raise MayPass("it aborted the request")
-    if finish_reason not in ("stop", "length"):
-        raise Refused(f"it ended the completion with {finish_reason!r}")
-    if not token_ids or not prompt_ids or not logprobs:
-        raise Refused(
-            "its reply lacks token_ids, prompt_token_ids or logprobs: use a version that knows return_token_ids in "
-            "chat completions (vLLM 0.22, SGLang of August 2026, or later)"
-        )
-    if len(token_ids) != len(logprobs):
-        raise Refused(f"it gave {len(token_ids)} token ids and {len(logprobs)} log-probabilities")
-    return Sample(prompt_ids=prompt_ids, token_ids=token_ids, logprobs=logprobs, finish_reason=finish_reason)
-
-
-def _with_one_token_per_image(token_ids: list[int], image_token_id: int) -> list[int]:
-    """The prompt as it is before its images are given their room."""
-    return [token for token, run in groupby(token_ids) for _ in (range(1) if token == image_token_id else run)]
-
-
-def _first_difference(ours: list[int], theirs: list[int]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return f"{len(theirs)} tokens where the policy has {len(ours)}, different from number {at} on"

@@ -16,7 +16,7 @@ from medrl.policy.policy import load_policy
 from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
 from medrl.rollout.served import Rollouts
-from medrl.runs import Run, check_vacant
+from medrl.runs import Run, check_unlocked, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
@@ -105,8 +105,9 @@ def _run(
     settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
 ) -> Run:
     started = time.monotonic()
+    from_first(lambda: check_unlocked(out))  # before a model of gigabytes is loaded
     if resume == "never":
-        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rewards import check_gold
 from medrl.rollout.collect import Ask
@@ -37,6 +38,11 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
         raise DataError("the training set is empty: check data.train and its filters")
     find_template(settings.mode, settings.template)
     check_demonstrations(train_set, settings.mode, objective)
+    if settings.on_nonfinite == "skip" and isinstance(objective, GRPO) and objective.updates_per_rollout > 1:
+        raise SettingsError(
+            "training.on_nonfinite is 'skip', but with grpo.updates_per_rollout above 1 a part of the step would have "
+            "been learned: set one of them back"
+        )
     rejected = check_gold(reward, train_set, settings.mode)
     if rejected:
         lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]

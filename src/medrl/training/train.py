@@ -10,7 +10,7 @@ from typing import Any
 from medrl import stopping
 from medrl.data.prompts import make_prompt
 from medrl.data.sampler import Sampler
-from medrl.errors import SettingsError
+from medrl.errors import NonFiniteError, SettingsError
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
@@ -35,7 +35,7 @@ from medrl.training.start import Resume, check_inputs, choose_curriculum, descri
 from medrl.training.state import RunState
 from medrl.training.trackers import Tracker, check_installed, tracking
 from medrl.training.update import update_policy
-from medrl.types import Example, Reward
+from medrl.types import Example, Groups, Reward
 
 
 def train(
@@ -77,7 +77,8 @@ def train(
 
     Raises:
         RewardError: a right answer would not earn the full reward.
-        NonFiniteError: a loss, gradient or reward is not finite; the last checkpoint is as it was.
+        NonFiniteError: a loss, gradient or reward is not finite, and ``on_nonfinite`` does not say to leave that step
+            out; the last checkpoint is as it was.
         EndpointError: the server fails for good, or did not take the weights; the run was saved as it stood.
         RunError, SettingsError, DataError: what was asked makes no sense; nothing was written.
         Stopped: a signal came, or the time is nearly up; the run was saved as it stood before the step under way.
@@ -134,25 +135,31 @@ def train(
                 if server is not None:
                     hand_over(server, policy, step)
                     clock.lap("handover")
-                groups = method.collect(lambda count: [train_set[index] for index in sampler.next(count)], step)
-                clock.lap("rollout")
-                advantages = method.advantages(groups)
-                update = update_policy(
-                    learner,
-                    method.pack(groups, advantages),
-                    optimizer,
-                    objective,
-                    lr=learning_rate(settings.optim, step, settings.steps),
-                    temperature=method.temperature,
-                    tokens_per_micro_batch=budget,
-                    max_tokens=settings.sampling.max_new_tokens,
-                )
+                groups, row, rollouts = Groups(()), {"step": step}, []
+                try:
+                    groups = method.collect(lambda count: [train_set[index] for index in sampler.next(count)], step)
+                    clock.lap("rollout")
+                    advantages = method.advantages(groups)
+                    update = update_policy(
+                        learner,
+                        method.pack(groups, advantages),
+                        optimizer,
+                        objective,
+                        lr=learning_rate(settings.optim, step, settings.steps),
+                        temperature=method.temperature,
+                        tokens_per_micro_batch=budget,
+                        max_tokens=settings.sampling.max_new_tokens,
+                    )
+                    row |= step_metrics(groups, update)
+                    rollouts = rollout_rows(step, groups, advantages.tolist(), update, root)
+                except NonFiniteError as error:
+                    row |= state.leave_out(error)
                 method.finish(step)
                 clock.lap("update")
-                row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
+                row |= clock.times(groups)
                 run.append_metrics({**row, "eta_s": progress.advance(row)})
                 track(step, row)
-                run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), update, root))
+                run.append_rollouts(rollouts)
                 if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                     state.save(step + 1)
         run.update_provenance(seconds=state.seconds)
