@@ -91,7 +91,8 @@ def train(
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
     method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
     kept, complete = describe(recipe, settings, objective, weights)
-    provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
+    chosen = {"attention": policy.attention, "compiled": policy.compiled}
+    provenance = {"data_fingerprint": fingerprint(train_set), **chosen, **(provenance or {})}
     facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
     run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete))
     quiet = quiet or not distributed.first()
@@ -111,7 +112,7 @@ def train(
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             state.saved_when_stopped(),
             stopping.at_safe_points(deadline),
-            Ahead(method.policy) as ahead,
+            Ahead(method.policy, settings.data_workers) as ahead,
             tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(0))
