@@ -294,7 +294,9 @@ def bench_step(
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Recompute layers in the backward pass.")
     ] = False,
-    compile_layers: Annotated[bool, typer.Option("--compile-layers", help="Compile the decoder layers.")] = False,
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Compile the layers; auto: on a GPU.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Time a GRPO step, its phases, and how far it is from what the machine could do.
@@ -324,7 +326,7 @@ def bench_step(
             attention=attention,
             tokens_per_micro_batch=tokens_per_micro_batch,
             checkpoint_activations=checkpoint_activations,
-            compile_layers=compile_layers,
+            compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
         )
     )
     if as_json:
@@ -340,6 +342,7 @@ def bench_step(
     typer.echo(
         f"{result['tokens_per_s']:.0f} tokens/s, {result['fraction_of_limit']:.0%} of the limit, "
         f"MFU {result['mfu']:.0%}, peak {result['peak_gb']:.1f} GB, attention {result['attention']}"
+        + (", layers compiled" if result["compiled"] else "")
     )
     if baseline is not None:
         typer.echo(

@@ -20,7 +20,7 @@ from medrl.runs import Run, check_unlocked, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
-from medrl.training.distributed import Scale, from_first, joined
+from medrl.training.distributed import Scale, from_first, joined, world_size
 from medrl.training.settings import Training
 from medrl.training.start import Resume
 from medrl.training.trackers import Tracker
@@ -116,7 +116,7 @@ def _run(
     spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
     settings = settings.model_copy(update={"reward": spec})
     reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
-    policy = load_policy(settings.policy)
+    policy = load_policy(_without_fsdp(settings))
     loading_hours = (time.monotonic() - started) / 3600
     return train(
         policy,
@@ -136,6 +136,14 @@ def _run(
         scale=settings.scale,
         trackers=settings.trackers,
     )
+
+
+def _without_fsdp(settings: Recipe) -> PolicySettings:
+    """The policy's settings; layers whose weights lie in pieces are not compiled, so ``auto`` is no there."""
+    pieces = settings.scale.strategy == "fsdp" and world_size() > 1
+    if pieces and settings.policy.compile_layers == "auto":
+        return settings.policy.model_copy(update={"compile_layers": False})
+    return settings.policy
 
 
 def select(examples: Sequence[Example], data: Data) -> list[Example]:

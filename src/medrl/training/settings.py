@@ -28,6 +28,8 @@ class Training(Settings):
     tokens_per_micro_batch: int | None = Field(default=None, ge=1)
     """Tokens that go through the model together; patches of a vision tower that learns count as parts of a token. None
     finds it on a GPU, and takes 4096 on a CPU. Changes memory and speed, not the result."""
+    data_workers: int = Field(default=4, ge=1)
+    """Threads that decode, resize and tokenize the next step's prompts. Changes speed, not the result."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -101,7 +101,8 @@ def train(
         policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step, server
     )
     kept, complete = describe(recipe, settings, objective, weights)
-    provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
+    chosen = {"attention": policy.attention, "compiled": policy.compiled}
+    provenance = {"data_fingerprint": fingerprint(train_set), **chosen, **(provenance or {})}
     facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
     quiet = quiet or not distributed.first()
 
@@ -121,7 +122,7 @@ def train(
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             state.saved_when_stopped(),
             stopping.at_safe_points(deadline),
-            Ahead(method.policy) as ahead,
+            Ahead(method.policy, settings.data_workers) as ahead,
             tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(0))
