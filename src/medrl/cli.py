@@ -116,7 +116,8 @@ def train(
     run = run_recipe(recipe, given, out=out, resume=resume, max_hours=max_hours)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, the first one speaks
-    typer.echo(f"reward: {run.recipe['reward']}")
+    if run.recipe["method"] != "sft":  # which imitates right answers and asks no reward about its own
+        typer.echo(f"reward: {run.recipe['reward']}")
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 

@@ -1,6 +1,8 @@
 """What happens before the first step: refuse what cannot be trained on, open the run folder, choose the questions."""
 
 import hashlib
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +13,7 @@ from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
-from medrl.rewards import check_gold
+from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
 from medrl.runs import Run, check_vacant, is_run, locked
@@ -30,6 +32,8 @@ MAY_CHANGE = {"scale", "trackers", "rollout"}
 """Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
+WRONG_ASKED = 100
+"""Examples of which a wrong answer is graded too; a warning needs no more."""
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
@@ -52,6 +56,14 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
             f"of {len(rejected)} of {len(train_set)} examples, "
             "so it cannot teach them; correct those rows, leave them out, or correct the reward:\n"
             + "\n".join(lines + more)
+        )
+    asked = train_set[:WRONG_ASKED]
+    if same := check_wrong(reward, asked, settings.mode):
+        example, score = same[0]
+        warnings.warn(
+            f"the reward gives a wrong answer as much as the right one for {len(same)} of the first {len(asked)} "
+            f"examples ({score.value:g} for {example.id}), so it cannot teach them what is right",
+            stacklevel=2,
         )
 
 
@@ -139,4 +151,8 @@ def choose_curriculum(
         run, policy, train_set, ask, reward, settings.sampling, settings.curriculum,
         seed=settings.seed, batch_size=settings.prompts_per_step, generator=generator, quiet=quiet,
     )  # fmt: skip
-    return arrange(train_set, rates, settings.curriculum)
+    kept, ranks = arrange(train_set, rates, settings.curriculum)
+    if not quiet:
+        order = ", the easy first" if ranks is not None else ""
+        print(f"curriculum: {len(kept)} of {len(train_set)} questions kept{order}", file=sys.stderr)  # noqa: T201
+    return kept, ranks
