@@ -83,8 +83,8 @@ def tokens(completions) -> list[list[tuple[int, ...]]]:
     return [[completion.token_ids for completion in group] for group in completions]
 
 
-def test_every_gradient_is_the_plain_one_and_nothing_is_compiled_again_for_other_lengths(
-    make_policy, compiled, encoded, caplog
+def test_every_gradient_is_the_plain_one_and_nothing_is_compiled_again_for_other_lengths_or_images(
+    make_policy, compiled, encoded, noise, caplog
 ):
     with caplog.at_level("WARNING", logger="medrl"):
         plain, policy = make_policy(), compiled(backend="aot_eager")
@@ -92,8 +92,12 @@ def test_every_gradient_is_the_plain_one_and_nothing_is_compiled_again_for_other
     assert policy.compiled and all(parameter.grad is None for parameter in policy.model.parameters())
     same(pass_through(policy, encoded, COMPLETIONS), pass_through(plain, encoded, COMPLETIONS))
     graphs = counters["stats"]["unique_graphs"]
-    for completions in OTHERS:
-        same(pass_through(policy, encoded, completions), pass_through(plain, encoded, completions))
+    more = [
+        plain.encode_turn("c", "d", [noise(4)]),
+        plain.encode_turn("d", "", [noise(5, 112, 56), noise(6), noise(7)]),
+    ]
+    for images, completions in zip((encoded, more), OTHERS, strict=True):
+        same(pass_through(policy, images, completions), pass_through(plain, images, completions))
     assert graphs == counters["stats"]["unique_graphs"] > 0
 
 
