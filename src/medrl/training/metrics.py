@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from medrl.training.monitors import implied, is_right, step_monitors, tags_off
-from medrl.training.update import Update
+from medrl.training.totals import Update
 from medrl.types import Groups, relative_to
 
 
