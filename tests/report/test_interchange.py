@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import yaml
@@ -83,7 +84,12 @@ def test_inspect_opens_the_log(folder, tmp_path):
             assert (score.value, score.answer) == ("C" if record.correct else "I", record.answer)
             assert sample.metadata["completion"] == record.completion
             image, question = sample.input[0].content
-            assert image.image.startswith("data:image/jpeg;base64,") and question.text == record.question
+            assert image.image.startswith("data:image/jpeg;base64,")
+            assert question.text.startswith(f"{record.question}\nA) {record.options[0]}\nB) ")
+        started, ended = (
+            datetime.fromisoformat(getattr(opened.stats, f"{end}_at")) for end in ("started", "completed")
+        )
+        assert (ended - started).total_seconds() == pytest.approx(read_summary(folder)["seconds"], abs=1e-5)
         reasoned = next(s for s in opened.samples if s.scores["medrl"].answer)
         assert reasoned.messages[1].content[0].type == "reasoning"
         value = opened.results.scores[0].metrics["accuracy"].value
@@ -106,6 +112,17 @@ def test_inspects_own_data_frames_read_the_log(folder, tmp_path):
     export_records(folder, "inspect", tmp_path / "after.eval")
     frame = analysis.samples_df(str(tmp_path / "after.eval"))
     assert len(frame) == 160 and set(frame["score_medrl"]) == {"C", "I"}
+
+
+def test_inspects_viewer_makes_a_site_of_the_log(folder, tmp_path):
+    log = pytest.importorskip("inspect_ai.log")
+    (tmp_path / "logs").mkdir()
+    export_records(folder, "inspect", tmp_path / "logs" / "after.eval")
+    log.bundle_log_dir(str(tmp_path / "logs"), str(tmp_path / "site"))
+    (listed,) = json.loads((tmp_path / "site" / "logs" / "listing.json").read_text()).values()
+    accuracy = sum(record.correct for record in read_records(folder)) / 160
+    assert listed["status"] == "success" and listed["primary_metric"]["value"] == pytest.approx(accuracy)
+    assert (tmp_path / "site" / "index.html").exists() and (tmp_path / "site" / "logs" / "after.eval").exists()
 
 
 def test_the_hub_reads_the_card(folder, hostile, tmp_path):

@@ -3,8 +3,15 @@
 import unicodedata
 
 from medrl.evaluation.intervals import Interval
+from medrl.types import LETTERS, EvalRecord
 
 UNKNOWN = "–"
+
+
+def asked_text(record: EvalRecord) -> str:
+    """The question with its options, one a line; the wording around it is not in the record."""
+    options = (f"\n{letter}) {option}" for letter, option in zip(LETTERS, record.options, strict=False))
+    return record.question + "".join(options)
 
 
 def visible(text: str) -> str:

@@ -5,14 +5,15 @@ Pictures are embedded as in the report: small, encoded anew. Patients are left o
 """
 
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from medrl.errors import MissingExtraError, SettingsError
 from medrl.report.gallery import embed_image
 from medrl.report.tables import Evaluation
+from medrl.report.text import asked_text
 from medrl.types import EvalRecord, Sample
 
 _REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
@@ -37,7 +38,7 @@ def write(evaluation: Evaluation, out: Path, dataset: str | None, task: str | No
             sample_ids=[record.id for record in evaluation.records],
             shuffled=False,
         ),
-        model=f"medrl/{summary.get('model') or evaluation.name}",
+        model=f"medrl/{str(summary.get('model') or evaluation.name).lstrip('/')}",
         model_base_url=summary.get("endpoint"),
         config=log.EvalConfig(epochs=max(1, len(evaluation.records[0].samples)), epochs_reducer=["mode"]),
         packages={"medrl": str(summary.get("versions", {}).get("medrl", "unknown"))},
@@ -55,8 +56,20 @@ def write(evaluation: Evaluation, out: Path, dataset: str | None, task: str | No
         },
     )
     results = log.EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=[score])
-    log.write_eval_log(log.EvalLog(status="success", eval=spec, results=results, samples=samples), str(out))
+    stats = log.EvalStats(**_times(summary))
+    log.write_eval_log(
+        log.EvalLog(status="success", eval=spec, results=results, stats=stats, samples=samples), str(out)
+    )
     return [out]
+
+
+def _times(summary: Mapping[str, Any]) -> dict[str, str]:
+    """When the first question was asked, and that much later as was worked: the viewer shows what lies between."""
+    if not summary.get("started"):
+        return {}
+    started = datetime.fromisoformat(summary["started"])
+    ended = started + timedelta(seconds=summary.get("seconds") or 0.0)
+    return {"started_at": started.isoformat(), "completed_at": ended.isoformat()}
 
 
 def _test_set(evaluation: Evaluation) -> str:
@@ -82,7 +95,7 @@ def _samples(evaluation: Evaluation, record: EvalRecord) -> Iterator[Any]:
                 ContentImage(image=picture.uri) if picture.uri else ContentText(text=f"[no image: {picture.problem}]")
                 for picture in pictures
             ),
-            ContentText(text=record.question),
+            ContentText(text=asked_text(record)),
         ]
     )
     for epoch, given in enumerate(record.samples or (record,), start=1):

@@ -10,8 +10,9 @@ from typing import Any
 
 from medrl.errors import SettingsError
 from medrl.report.tables import Evaluation
+from medrl.report.text import asked_text
 from medrl.runs import write_json_atomically, write_text_atomically
-from medrl.types import LETTERS, EvalRecord
+from medrl.types import EvalRecord
 
 
 def write(evaluation: Evaluation, out: Path, dataset: str | None, task: str | None) -> list[Path]:
@@ -29,12 +30,11 @@ def write(evaluation: Evaluation, out: Path, dataset: str | None, task: str | No
 
 
 def _row(number: int, record: EvalRecord) -> dict[str, Any]:
-    options = "".join(f"\n{letter}) {option}" for letter, option in zip(LETTERS, record.options, strict=False))
     written = [sample.completion for sample in record.samples] or [record.completion]
     return {
         "doc_id": number,
         "id": record.id,
-        "input": record.question + options,
+        "input": asked_text(record),
         "input_media": list(record.images),
         "target": record.target,
         "resps": written,
