@@ -229,6 +229,27 @@ def test_an_audit_writes_its_files_and_ends_with_3_when_a_rule_is_broken(home, t
     assert "is no rule" in fails(2, *words, "--fail-on", "pixels")
 
 
+def test_an_audit_as_json_on_stdout_is_nothing_but_json(home):
+    words = ("audit", home / "store", home / "store", "--json", "-")
+    result = run(*words)
+    assert result.exit_code == 3 and "unfit" in result.stderr
+    assert json.loads(result.stdout)["overlap"]["images_exact"] == N_ROWS
+    result = run(*words, "--fail-on", "nothing")
+    assert result.exit_code == 0 and json.loads(result.stdout)["reasons"] == []
+
+
+def test_errors_of_split_and_audit_name_the_options_and_the_stores_to_give(home, tmp_path):
+    store = home / "store"
+    assert "--test (test_fraction) is 1.5" in fails(2, "split", store, "--test", 1.5, "--out", tmp_path / "a")
+    patient = fails(1, "split", store, "--keep-together", "patient", "--out", tmp_path / "a")
+    assert "--keep-together image" in patient and "--map patient=COLUMN" in patient
+    few = fails(1, "split", store, "--by", "none", "--train-size", 999, "--out", tmp_path / "a")
+    assert "--train-size is 999" in few
+    assert run("split", store, "--by", "none", "--out", tmp_path / "all").exit_code == 0
+    message = fails(1, "audit", tmp_path / "all", store)
+    assert "it holds stores: all/all/test, all/all/train" in message
+
+
 def test_a_protocol_and_resampling_are_chosen_by_name(home, tmp_path):
     known = ("split", home / "store", "--by", "none", "--protocol", "med-r1")
     assert "leave those out" in fails(2, *known, "--test", 0.3, "--out", tmp_path / "a")

@@ -25,6 +25,7 @@ ROOMS = (
     ("report",),
     ("study",),
     ("terminal",),
+    ("cli_given",),
     ("api", "demo", "bench", "launch"),
     ("cli_data", "cli_eval", "cli_import", "cli_scale", "cli_study"),
     ("cli",),

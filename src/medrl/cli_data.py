@@ -1,12 +1,15 @@
 """The commands that divide data sets and question them: split, audit."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from medrl import terminal
 from medrl.types import Mode
+
+if TYPE_CHECKING:
+    from medrl.evaluation.audit import Audit
 
 
 def split(
@@ -109,7 +112,10 @@ def split(
 def audit(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="The store that is trained on.")],
     test: Annotated[Path, typer.Argument(metavar="TEST", help="The store that is tested on.")],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write everything as JSON; -: on stdout, no tables."),
+    ] = None,
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with image pairs side by side.")
     ] = None,
@@ -145,16 +151,32 @@ def audit(
     found = audit_examples(
         load(train), load(test), mode=mode, before=before, train_root=train, test_root=test, quiet=False
     )
+    to_stdout = json_file == Path("-")
     if json_file:
         stores = {name: {"path": str(path), "fingerprint": read_info(path).fingerprint}
                   for name, path in (("train", train), ("test", test))}  # fmt: skip
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(json_file, {**found.as_dict(), "stores": stores, "reasons": found.reasons(rules)})
+        report = {**found.as_dict(), "stores": stores, "reasons": found.reasons(rules)}
+        if to_stdout:
+            terminal.print_json(report)
+        else:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(json_file, report)
     if html_file:
         from medrl.report.audit_page import write_audit_page
 
         names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in (train, test)]
         write_audit_page(found, html_file, title=" and ".join(names), fail_on=rules)
+    if not to_stdout:
+        _print_audit(found)
+        for file in (json_file, html_file):
+            if file:
+                typer.echo(file)
+    found.raise_if_unfit(rules)
+    typer.echo(f"fit by the rules {', '.join(rules)}" if rules else "no rule was asked for", err=to_stdout)
+
+
+def _print_audit(found: "Audit") -> None:
+    before = found.before
     counts = {**found.overlap, "gold_rejected": len(found.gold_rejected)}
     terminal.print_table(
         f"Of {found.n_test} test questions", ["", "questions", "share"],
@@ -169,8 +191,3 @@ def audit(
     typer.echo(f"{found.best_rule} solves {terminal.percent(found.blind_solvable_share)} of the test set blind")
     if found.leaks.patients_unknown:
         typer.echo(f"{found.leaks.patients_unknown} test questions name no patient: nothing is known about those")
-    for file in (json_file, html_file):
-        if file:
-            typer.echo(file)
-    found.raise_if_unfit(rules)
-    typer.echo(f"fit by the rules {', '.join(rules)}" if rules else "no rule was asked for")

@@ -1,12 +1,6 @@
 """``medrl import ...`` and ``medrl export-data``: each source into a store, a store into other trainers' rows."""
 
 import functools
-import json
-import shutil
-import uuid
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,76 +8,41 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medrl import terminal
+from medrl.cli_given import SCANS, Given, command, finish, imports, pictures_of
 from medrl.data.readers.sources import SOURCES
-from medrl.errors import DataError, SettingsError
-from medrl.types import KINDS, Mode
+from medrl.errors import DataError
+from medrl.types import Mode
 
 if TYPE_CHECKING:
-    from medrl.data.readers.pictures import Pictures
-    from medrl.data.readers.result import ImportResult
     from medrl.data.readers.rows import Rows
 
-imports = typer.Typer(help="Read a data set into a store.", no_args_is_help=True, rich_markup_mode=None)
-
-Out = Annotated[Path, typer.Option(help="The store to write.")]
-Images = Annotated[
-    Path | None, typer.Option(help="Folder that image paths are relative to; default: the folder that is read.")
-]
-Copy = Annotated[
-    bool, typer.Option("--copy", help="Copy images into the store, without metadata; default: link to their folder.")
-]
-MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is put up with.")]
-Modality = Annotated[list[str] | None, typer.Option(help="Only this modality; may be given several times.")]
-Kind = Annotated[
-    list[str] | None, typer.Option(help=f"Only questions of this kind ({', '.join(KINDS)}); several times.")
-]
-Decode = Annotated[bool, typer.Option("--decode", help="Decode every image now, not only its header and its end.")]
-Split = Annotated[
-    str | None, typer.Option(help="Only files with this in their name, e.g. test; for hub ids, the split.")
-]
-Window = Annotated[
-    str,
-    typer.Option(help="Of DICOM and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
-]
-Plane = Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Of NIfTI volumes.")]
-Slices = Annotated[str, typer.Option(help="Of volumes and multi-frame files: middle, uniform:3 or index:0,5.")]
-SaltFile = Annotated[Path, typer.Option("--salt", help="File with the project's salt; made when there is none.")]
-Clean = Annotated[
-    bool, typer.Option("--i-have-deidentified", help="No text is burned into the pixels; you have looked.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+__all__ = ["export_data", "imports"]
 
 
-Path_ = Annotated[Path, typer.Argument(metavar="PATH", help="A file, a folder of files, or a hub id like owner/name.")]
-Square = Annotated[
-    int | None, typer.Option(min=8, help="Redraw every image as N x N pixels, as Med-R1's data was: 384.")
-]
+# --- sources that are read from one path each ------------------------------------------------------------------------
+
+_OF_SOURCES = ("images", "split", "modality", "kind", "copy", "square", "decode")
+Source_ = Annotated[Path, typer.Argument(metavar="PATH", help="A file, a folder of files, or a hub id, owner/name.")]
+
+
+def _read_source(name: str, path: Path, given: Given, **more: Any) -> None:
+    source = SOURCES[name]
+    root = given.images or (path if path.is_dir() else path.parent)
+    with pictures_of(root, given, folders=source.folders) as pictures:
+        result = source.read(path, pictures, split=given.split, quiet=given.as_json, **more)
+        finish(result, pictures, given, source=source.title, license=source.license, citation=source.citation)
 
 
 def _register(name: str) -> None:
-    """Add the command of a source that is read from one path."""
-
-    def command(
-        path: Path_,
-        out: Out,
-        images: Images = None,
-        split: Split = None,
-        modality: Modality = None,
-        kind: Kind = None,
-        copy: Copy = False,
-        square: Square = None,
-        decode: Decode = False,
-        max_bad: MaxBad = 0.001,
-        as_json: Json = False,
-    ) -> None:
-        _read_source(name, path, out, images, modality, kind, copy, square, decode, max_bad, as_json, split=split)
-
     source = SOURCES[name]
-    command.__doc__ = (
+    doc = (
         f"Read {source.title} into a store.\n\nPrints counts; bad rows are listed with file, position and reason.\n\n"
         f"\b\nExample:\n  medrl import {name} {source.example} --out data/{name}"
     )
-    imports.command(name)(command)
+
+    @command(name, *_OF_SOURCES, doc=doc)
+    def read(path: Source_, given: Given) -> None:
+        _read_source(name, path, given)
 
 
 for _name in SOURCES:
@@ -91,20 +50,11 @@ for _name in SOURCES:
         _register(_name)
 
 
-@imports.command("slake")
+@command("slake", *_OF_SOURCES)
 def import_slake(
-    path: Path_,
-    out: Out,
-    images: Images = None,
-    split: Split = None,
+    path: Source_,
+    given: Given,
     lang: Annotated[Literal["en", "zh", "all"], typer.Option(help="Language of the questions.")] = "all",
-    modality: Modality = None,
-    kind: Kind = None,
-    copy: Copy = False,
-    square: Square = None,
-    decode: Decode = False,
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
 ) -> None:
     """Read SLAKE into a store.
 
@@ -112,42 +62,14 @@ def import_slake(
     Example:
       medrl import slake SLAKE --split test --lang en --out data/slake
     """
-    more = {"split": split, "languages": ("en", "zh") if lang == "all" else (lang,)}
-    _read_source("slake", path, out, images, modality, kind, copy, square, decode, max_bad, as_json, **more)
+    _read_source("slake", path, given, languages=("en", "zh") if lang == "all" else (lang,))
 
 
-def _read_source(
-    name: str,
-    path: Path,
-    out: Path,
-    images: Path | None,
-    modality: list[str] | None,
-    kind: list[str] | None,
-    copy: bool,
-    square: int | None,
-    decode: bool,
-    max_bad: float,
-    as_json: bool,
-    **more: Any,
-) -> None:
-    source = SOURCES[name]
-    root = images or (path if path.is_dir() else path.parent)
-    with _pictures(root, out, decode=decode, square_px=square, folders=source.folders) as pictures:
-        result = source.read(path, pictures, quiet=as_json, **more)
-        terms = {"source": source.title, "license": source.license, "citation": source.citation}
-        _finish(_only(result, modality, kind), out, pictures, copy, max_bad, as_json, **terms)
-
-
-@imports.command("omnimedvqa")
+@command("omnimedvqa", "modality", "copy", "decode")
 def import_omnimedvqa(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds QA_information/ and Images/.")],
-    out: Out,
+    given: Given,
     datasets: Annotated[list[str] | None, typer.Option(help="Only this data set; may be given several times.")] = None,
-    modality: Modality = None,
-    copy: Copy = False,
-    decode: Decode = False,
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
 ) -> None:
     """Read OmniMedVQA into a store.
 
@@ -161,43 +83,29 @@ def import_omnimedvqa(
     """
     from medrl.data import omnimedvqa
 
-    with _pictures(folder, out, decode=decode) as pictures:
+    with pictures_of(folder, given) as pictures:
         result = omnimedvqa.read_omnimedvqa(
-            folder, pictures, datasets=datasets or (), modalities=modality or (), quiet=as_json
+            folder, pictures, datasets=datasets or (), modalities=given.modality or (), quiet=given.as_json
         )
         terms = {"source": omnimedvqa.SOURCE, "license": omnimedvqa.LICENSE, "citation": omnimedvqa.CITATION}
-        _finish(result, out, pictures, copy, max_bad, as_json, **terms)
+        finish(result, pictures, given, filtered=True, **terms)
 
 
-Map = Annotated[list[str] | None, typer.Option("--map", help="OURS=THEIRS, e.g. question=Frage; several times.")]
-Name = Annotated[str | None, typer.Option("--name", help="What the data set is called; default: the file's name.")]
-License = Annotated[str, typer.Option(help="Its terms, for store.json.")]
-KeepPatients = Annotated[
-    bool, typer.Option("--patients-are-pseudonyms", help="Keep the patient column as it is; default: hashed.")
-]
+# --- tables, hub, folders, DICOM -------------------------------------------------------------------------------------
+
+_OF_TABLES = ("mapping", "modality", "kind", "salt", "keep_patients", "decode")
 
 
-@imports.command("table")
+@command("table", *_OF_TABLES, *SCANS, "images", "license", "copy", "square")
 def import_table(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV, JSON, JSON Lines or Parquet.")],
-    out: Out,
-    mapping: Map = None,
-    images: Images = None,
-    name: Name = None,
-    license: License = "not stated",
-    modality: Modality = None,
-    kind: Kind = None,
-    copy: Copy = False,
-    window: Window = "file",
-    plane: Plane = "axial",
-    slices: Slices = "middle",
-    salt: SaltFile = Path(".medrl-salt"),
-    keep_patients: KeepPatients = False,
-    square: Square = None,
-    decode: Decode = False,
-    clean: Clean = False,
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
+    given: Given,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What the data set is called; default: the file's name.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, e.g. cp1252; default: UTF-8, or what the file's first bytes say.")
+    ] = None,
 ) -> None:
     """Read a table of your own into a store.
 
@@ -211,31 +119,16 @@ def import_table(
     """
     from medrl.data.readers.rows import rows_of_files
 
-    rows = rows_of_files([path])
-    view = {"window": window, "plane": plane, "slices": slices}
-    with _pictures(
-        images or path.parent, out, decode=decode, square_px=square, view=view, pixels_are_clean=clean
-    ) as pictures:
-        result = _read_table(rows, pictures, mapping, name or path.stem, salt, keep_patients, as_json)
-        terms = {"source": name or path.stem, "license": license}
-        _finish(_only(result, modality, kind), out, pictures, copy, max_bad, as_json, **terms)
+    rows = rows_of_files([path], encoding=encoding)
+    _import_rows(rows, given.images or path.parent, given, name or path.stem, name or path.stem)
 
 
-@imports.command("hub")
+@command("hub", *_OF_TABLES, "split")
 def import_hub(
     name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub, or a local folder of that form.")],
-    out: Out,
+    given: Given,
     config: Annotated[str | None, typer.Option(help="Configuration of the data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split, e.g. test; default: all.")] = None,
-    mapping: Map = None,
-    license: License = "see its hub page",
-    modality: Modality = None,
-    kind: Kind = None,
-    salt: SaltFile = Path(".medrl-salt"),
-    keep_patients: KeepPatients = False,
-    decode: Decode = False,
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
+    license: Annotated[str, typer.Option(help="Its terms, for store.json.")] = "see its hub page",
 ) -> None:
     """Read any data set of the Hugging Face hub into a store.
 
@@ -249,34 +142,29 @@ def import_hub(
 
     terminal.quiet_libraries()
     local = Path(name)
-    rows = hub_rows(name, config=config, split=split)
-    with _pictures(local if local.is_dir() else Path(), out, decode=decode) as pictures:
-        result = _read_table(rows, pictures, mapping, name.rstrip("/").split("/")[-1], salt, keep_patients, as_json)
-        _finish(_only(result, modality, kind), out, pictures, True, max_bad, as_json, source=name, license=license)
+    rows = hub_rows(name, config=config, split=given.split)
+    short = name.rstrip("/").split("/")[-1]
+    _import_rows(rows, local if local.is_dir() else Path(), replace(given, copy=True, license=license), short, name)
 
 
-def _read_table(
-    rows: "Rows",
-    pictures: "Pictures",
-    mapping: list[str] | None,
-    source: str,
-    salt: Path,
-    keep_patients: bool,
-    quiet: bool,
-) -> "ImportResult":
+def _import_rows(rows: "Rows", root: Path, given: Given, short: str, source: str) -> None:
+    """Args: short: what rows without a source of their own are said to come from; source: what the store is."""
     from medrl.data.pseudonyms import Salt
     from medrl.data.readers.tables import parse_mapping, read_table
 
     def pseudonym(patient: str) -> str:
-        return patient if keep_patients else Salt.open(salt).key("patient", patient)
+        return patient if given.keep_patients else Salt.open(given.salt).key("patient", patient)
 
-    return read_table(rows, pictures, parse_mapping(mapping or ()), source=source, pseudonym=pseudonym, quiet=quiet)
+    mapping = parse_mapping(given.mapping or ())
+    with pictures_of(root, given) as pictures:
+        result = read_table(rows, pictures, mapping, source=short, pseudonym=pseudonym, quiet=given.as_json)
+        finish(result, pictures, given, source=source, license=given.license)
 
 
-@imports.command("folder")
+@command("folder", *SCANS, "license", "copy", "square", "decode")
 def import_folder(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/LABEL/.../IMAGE")],
-    out: Out,
+    given: Given,
     question: Annotated[
         list[str] | None, typer.Option(help="Wording; several times: one is drawn per image; {modality} is filled in.")
     ] = None,
@@ -284,12 +172,6 @@ def import_folder(
     question_type: Annotated[str, typer.Option(help="Of all questions.")] = "Disease Diagnosis",
     options: Annotated[int, typer.Option(min=2, max=10, help="Most options of a question.")] = 4,
     seed: Annotated[int, typer.Option(help="Names wordings, wrong options and their order.")] = 0,
-    license: License = "not stated",
-    copy: Copy = False,
-    square: Square = None,
-    decode: Decode = False,
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
 ) -> None:
     """Turn a folder of labeled images into multiple-choice questions.
 
@@ -304,7 +186,7 @@ def import_folder(
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one that holds LABEL/IMAGE.png")
-    with _pictures(folder, out, decode=decode, square_px=square) as pictures:
+    with pictures_of(folder, given) as pictures:
         result = read_folder(
             folder,
             pictures,
@@ -313,28 +195,21 @@ def import_folder(
             question_type=question_type,
             n_options=options,
             seed=seed,
-            quiet=as_json,
+            quiet=given.as_json,
         )
-        _finish(result, out, pictures, copy, max_bad, as_json, source=folder.resolve().name, license=license)
+        finish(result, pictures, given, source=folder.resolve().name, license=given.license)
 
 
-@imports.command("dicom")
+@command("dicom", "window", "slices", "salt", "clean", "license")
 def import_dicom(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of DICOM files, at any depth.")],
-    out: Out,
+    given: Given,
     per: Annotated[
         Literal["image", "series"], typer.Option(help="One round of questions per file, or per series.")
     ] = "image",
-    window: Window = "file",
-    slices: Slices = "middle",
-    salt: SaltFile = Path(".medrl-salt"),
-    clean: Clean = False,
     show_paths: Annotated[
         bool, typer.Option("--show-paths", help="Name bad files by their path, which may hold a patient's name.")
     ] = False,
-    license: License = "not stated",
-    max_bad: MaxBad = 0.001,
-    as_json: Json = False,
 ) -> None:
     """Turn a folder of DICOM into questions on pictures without a header.
 
@@ -352,19 +227,14 @@ def import_dicom(
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give one that holds DICOM files")
-    secret = Salt.open(salt)
-    view = {"window": window, "slices": slices if per == "image" else "middle"}
+    secret = Salt.open(given.salt)
+    of_series = given.slices if per == "series" else None
     name_of = functools.partial(secret.key, "file")
-    with _pictures(folder, out, view=view, pixels_are_clean=clean, name_of=name_of) as pictures:
+    with pictures_of(folder, given, slices="middle" if of_series else given.slices, name_of=name_of) as pictures:
         result = read_dicom(
-            folder,
-            pictures,
-            secret,
-            series_slices=slices if per == "series" else None,
-            show_paths=show_paths,
-            quiet=as_json,
+            folder, pictures, secret, series_slices=of_series, show_paths=show_paths, quiet=given.as_json
         )
-        _finish(result, out, pictures, True, max_bad, as_json, source="DICOM", license=license)
+        finish(result, pictures, given, source="DICOM", license=given.license)
 
 
 def export_data(
@@ -373,7 +243,7 @@ def export_data(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     mode: Annotated[Mode, typer.Option(help="Form of completion asked for.")] = "think",
     template: Annotated[str | None, typer.Option(help="Prompt wording; default: the mode's.")] = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Write a store as rows that other trainers read.
 
@@ -387,108 +257,6 @@ def export_data(
 
     written = write(store, to, out, mode=mode, template=template)
     if as_json:
-        print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
+        terminal.print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
         return
     typer.echo(f"{written.rows} rows in " + ", ".join(str(file) for file in written.files))
-
-
-# --- shared ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _pictures(root: Path, out: Path, *, view: dict[str, Any] | None = None, **options: Any) -> "Iterator[Pictures]":
-    """Where the images of an import are found; what it unpacks goes into a hidden folder that is gone afterwards."""
-    from medrl.data.images import View
-    from medrl.data.readers.pictures import Pictures
-    from medrl.data.store import check_vacant
-
-    check_vacant(out)  # before a hundred thousand questions are read
-    unpack = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.unpacked"
-    try:
-        yield Pictures(root, unpack, view=View(**view) if view else None, **options)
-    finally:
-        shutil.rmtree(unpack, ignore_errors=True)
-
-
-def _only(result: "ImportResult", modalities: list[str] | None, kinds: list[str] | None) -> "ImportResult":
-    """The result without the examples that were not asked for."""
-    if kinds and not set(kinds) <= set(KINDS):
-        raise SettingsError(f"--kind {', '.join(kinds)}: the kinds are {', '.join(KINDS)}")
-    wanted = {name.casefold() for name in modalities or ()}
-    examples = [
-        example
-        for example in result.examples
-        if (not wanted or example.modality.casefold() in wanted) and (not kinds or example.kind in kinds)
-    ]
-    if result.examples and not examples:
-        there = sorted({example.modality for example in result.examples})
-        raise DataError(f"no question is left by --modality and --kind; the modalities are {', '.join(there)}")
-    return replace(result, examples=examples)
-
-
-def _finish(
-    result: "ImportResult",
-    out: Path,
-    pictures: "Pictures",
-    copy: bool,
-    max_bad: float,
-    as_json: bool,
-    *,
-    source: str,
-    license: str,
-    citation: str = "",
-) -> None:
-    """Refuse too many bad rows, write the store, print what was read and what was not."""
-    from medrl.data import store
-    from medrl.data.readers.result import check_bad
-
-    bad = [{"file": str(row.file), "position": row.position, "reason": row.reason} for row in result.bad]
-    try:
-        check_bad(result, max_bad)
-    except DataError:
-        if as_json:
-            print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
-        raise
-    absent = sum(item.questions for item in result.absent)
-    info = store.write_store(
-        out,
-        result.examples,
-        source=source,
-        license=license,
-        citation=citation,
-        extra={"bad_rows": len(result.bad), "absent_questions": absent},
-        copy=copy or pictures.unpacked,
-    )
-    kinds = dict(Counter(example.kind for example in result.examples).most_common())
-    if as_json:
-        print_json(
-            {
-                "rows": info.rows,
-                "bad": bad,
-                "by_modality": info.modalities,
-                "by_question_type": info.question_types,
-                "by_kind": kinds,
-                "images": info.images,
-                "absent": [{"file": str(item.file), "questions": item.questions} for item in result.absent],
-                "notes": result.notes,
-            }
-        )
-        return
-    terminal.print_table("By modality", ["modality", "questions"], list(info.modalities.items()))
-    terminal.print_table("By question type", ["question type", "questions"], list(info.question_types.items()))
-    for row in result.bad:
-        typer.echo(f"bad: {row}")
-    for item in result.absent:
-        typer.echo(f"absent: {item.file}: the images of {item.questions} questions must be got from their owners")
-    for note in result.notes:
-        typer.echo(f"note: {note}")
-    if set(kinds) - {"choice"}:
-        typer.echo("kinds: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
-    where = "copied" if copy or pictures.unpacked else "linked"
-    typer.echo(f"{info.rows} questions on {info.images} images ({where}) in {out}; {len(result.bad)} bad rows left out")
-    typer.echo(f"license: {info.license}")
-
-
-def print_json(value: object) -> None:
-    """``value`` on stdout, for programs."""
-    typer.echo(json.dumps(value, indent=2, default=str))

@@ -1,5 +1,6 @@
 """What the command line prints, and how it ends when something is wrong."""
 
+import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,11 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     Console(file=sys.stdout, highlight=False).print(table)
+
+
+def print_json(value: object) -> None:
+    """``value`` on stdout, for programs."""
+    typer.echo(json.dumps(value, indent=2, default=str))
 
 
 def percent(share: float | None) -> str:

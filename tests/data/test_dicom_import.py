@@ -201,6 +201,36 @@ def test_reports_and_other_files_are_counted_and_left_alone(tmp_path):
     )
 
 
+def test_a_file_that_lies_there_twice_is_read_once_and_noted(tmp_path):
+    write(tmp_path / "in/a.dcm", secrets=False)
+    (tmp_path / "in/copy").mkdir()
+    (tmp_path / "in/copy/a.dcm").write_bytes((tmp_path / "in/a.dcm").read_bytes())
+    again = pydicom.dcmread(tmp_path / "in/a.dcm")
+    again.PixelData = bytes(len(again.PixelData))
+    again.save_as(tmp_path / "in/z-other-pixels.dcm")
+    write(tmp_path / "in/b.dcm", secrets=False)
+    result = run(tmp_path / "in", "--out", tmp_path / "s", "--json", salt=tmp_path / "salt")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["bad"] == [] and printed["images"] == 2
+    assert "2 files are second copies of an image" in printed["notes"][0]
+    assert "1 of them with other bytes than the first" in printed["notes"][0]
+
+
+def test_files_without_an_instance_uid_are_told_apart_by_their_bytes(tmp_path):
+    for number, name in enumerate(("a.dcm", "b.dcm")):
+        write(tmp_path / "in" / name, secrets=False)
+        nameless = pydicom.dcmread(tmp_path / "in" / name)
+        nameless.PixelData = bytes([number]) * len(nameless.PixelData)
+        del nameless.SOPInstanceUID
+        nameless.save_as(tmp_path / "in" / name)
+    (tmp_path / "in/c.dcm").write_bytes((tmp_path / "in/b.dcm").read_bytes())
+    result = run(tmp_path / "in", "--out", tmp_path / "s", "--json", salt=tmp_path / "salt")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["images"] == 2 and "1 file is a second copy of an image" in printed["notes"][0]
+
+
 def test_an_image_whose_pixels_are_missing_is_a_bad_row_and_no_report(tmp_path):
     write(tmp_path / "in/a.dcm", secrets=False)
     torn = pydicom.dcmread(tmp_path / "in/a.dcm")

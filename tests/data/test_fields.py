@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medrl.data.prompts import inline_options, lines_of_options
-from medrl.data.readers.fields import option_list, read_answer, split_inline
+from medrl.data.readers.fields import option_list, read_answer, read_letter
+from medrl.data.readers.inline import split_inline
 from medrl.data.readers.rows import RowError
 
 
@@ -34,7 +35,40 @@ def test_options_are_found_inside_the_question(problem, question, options):
     assert split_inline(problem) == (question, options)
 
 
-@pytest.mark.parametrize("problem", ["What is it?", "A)only", "Q? B)x, C)y", ""])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "Q? A)x, B)y, C)z", "Q?A)x,B)y,C)z", "Q? A) x; B) y; C) z", "Q?\r\nA) x\r\nB) y\r\nC) z\r\n",
+        "Q?\nA)x,\nB)y,\nC)z", "Q? A)x , B)y , C)z,", "Q?\u00a0A)\u00a0x,\u00a0B)\u00a0y,\u00a0C)\u00a0z",
+        "Q? A )x, B )y, C )z", "Q? A)x | B)y | C)z", "Q? A. x, B. y, C. z", "Q? A.x, B.y, C.z", "Q? A: x, B: y, C: z",
+        "Q? A:x B:y C:z", "Q? (A)x, (B)y, (C)z", "Q?\n(A) x\n(B) y\n(C) z", "Q? [A] x, [B] y, [C] z",
+        "Q?（A）x，（B）y，（C）z", "Q? A）x，B）y，C）z", "Q? A、x\nB、y\nC、z",
+        "Q? a)x, b)y, c)z", "Q?\na. x\nb. y\nc. z",
+        "Q? (a) x, (b) y, (c) z", "Q? Options: A)x, B)y, C)z", "Q?\nAnswer Choices: (A) x (B) y (C) z",
+    ],
+)  # fmt: skip
+def test_options_may_be_lettered_and_parted_in_any_usual_way(problem):
+    assert split_inline(problem) == ("Q?", ("x", "y", "z"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "question", "options"),
+    [
+        ("What is shownA)CT, B)MRI", "What is shown", ("CT", "MRI")),
+        ("Q? A) Grade A) tumor, B) Cyst", "Q?", ("Grade A) tumor", "Cyst")),
+        ("Q? A. E.coli, B. C. difficile, C. None", "Q?", ("E.coli", "C. difficile", "None")),
+        ("Which (A, B or C)? A)x_ray., B)No, It's normal, C)A", "Which (A, B or C)?",
+         ("x_ray.", "No, It's normal", "A")),
+        ("Deposits? A)IgA nephropathy (IgA), B)Other", "Deposits?", ("IgA nephropathy (IgA)", "Other")),
+        ("Stage? A)Tumor, T2 N0 M0, Stage Ib, B)Lymphoma, T2 N1 M0", "Stage?",
+         ("Tumor, T2 N0 M0, Stage Ib", "Lymphoma, T2 N1 M0")),
+    ],
+)  # fmt: skip
+def test_letters_and_commas_of_medicine_are_no_marks(problem, question, options):
+    assert split_inline(problem) == (question, options)
+
+
+@pytest.mark.parametrize("problem", ["What is it?", "A)only", "Q? B)x, C)y", "Vitamin a. or b. here", ""])
 def test_a_question_without_options_is_a_bad_row(problem):
     with pytest.raises(RowError, match="holds no options"):
         split_inline(problem)
@@ -63,6 +97,7 @@ def test_what_the_papers_prompts_write_is_read_back(options, write):
     [
         ["x", "y"], {"A": "x", "B": "y"}, {"B": "y", "A": "x", "C": None}, "['x', 'y']", '["x", "y"]', "x|y",
         "A) x, B) y", ["A: x", "B: y"], ["(A) x", "(B) y"], ["A.x", "B.y"], " A:x\n B:y", "x\ny",
+        ["a) x", "b) y"], {"a": "x", "b": "y"}, ["[A] x", "[B] y"], "A. x\r\nB. y",
     ],
 )  # fmt: skip
 def test_options_are_read_from_every_form_of_list(value):
@@ -84,14 +119,27 @@ def test_letters_stay_when_they_are_not_all_there():
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", "(B)", "B)", "B.", " B ", "<answer> B </answer>", "<answer>B</answer>", "MRI", "mri", "MRI.", "B) MRI",
-     "B: MRI", "<answer>MRI</answer>"],
+     "B: MRI", "<answer>MRI</answer>", "<answer>\nB\n</answer>", "<ANSWER> B </ANSWER>", "< answer > B </ answer >",
+     "<answer> B <answer>", "<answer> B", "Answer: B", "The answer is B.", "Option B", "[B]", "（B）", "b) mri",
+     "M.R.I"],
 )  # fmt: skip
 def test_an_answer_is_a_letter_or_a_text_or_both(answer):
     assert read_answer(answer, ("CT", "MRI", "PET")) == "B"
 
 
+def test_a_field_of_letters_is_read_as_a_letter_even_where_an_option_is_called_so():
+    assert read_letter("<answer> A </answer>", ("B", "A")) == "A" and read_letter("MRI", ("CT", "MRI")) == "B"
+
+
 def test_an_options_text_goes_before_its_looks_as_a_letter():
     assert read_answer("A", ("B", "A")) == "B"
+
+
+def test_punctuation_that_makes_another_number_or_result_is_not_forgiven():
+    for answer, option in (("15", "1.5"), ("5", "-5"), ("<5 mm", ">5 mm"), ("HER2-", "HER2+")):
+        with pytest.raises(RowError, match="none of the options"):
+            read_answer(answer, (option, "x"))
+    assert read_answer("No its normal.", ("Yes", "No, It's normal")) == "B"
 
 
 @pytest.mark.parametrize("answer", ["D", "PET scan", "B) CT", "", "none"])

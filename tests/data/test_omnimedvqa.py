@@ -58,6 +58,11 @@ def test_absent_or_null_options_c_and_d_give_two_options(tmp_path):
     assert [example.options for example in result.examples] == [("No", "Yes")] * 2 and not result.bad
 
 
+def test_a_wrong_option_that_is_offered_twice_makes_no_question_bad(tmp_path):
+    [example] = read_omnimedvqa(make_tree(tmp_path, [question(0, option_C="None ", option_D="None")])).examples
+    assert example.options[2:] == ("None", "None") and example.target_text == "Adenocarcinoma"
+
+
 def test_the_one_row_with_modality_for_modality_type_is_read(tmp_path):
     rows = [question(0, modality_type=..., modality="CT(Computed Tomography)")]
     assert read_omnimedvqa(make_tree(tmp_path, rows)).examples[0].modality == "CT"
@@ -88,7 +93,7 @@ def test_an_answer_in_another_case_or_spacing_is_found(tmp_path):
         ({"gt_answer": "Edema"}, "answer 'Edema' is none of the options"),
         ({"gt_answer": "B"}, "answer 'B' is none of the options"),
         ({"option_A": "NORMAL", "option_C": "normal", "gt_answer": "Normal"}, "'Normal' matches the options A and C"),
-        ({"option_C": "Adenocarcinoma "}, "duplicate options: 'Adenocarcinoma' occurs 2 times"),
+        ({"option_C": "Adenocarcinoma "}, "answer 'Adenocarcinoma' matches the options B and C"),
         ({"option_B": ..., "gt_answer": "Normal"}, "missing field option_B"),
         ({"option_C": ..., "gt_answer": "Normal"}, "missing field option_C"),
         ({"option_C": ..., "option_D": ..., "option_B": ...}, "missing field option_B"),

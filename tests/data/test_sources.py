@@ -161,7 +161,7 @@ def test_medvlm_r1_letter_and_text_must_agree_and_missing_ones_are_made_up_for(t
 # --- question and answer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "modality"), [("vqa-rad", "Radiology"), ("path-vqa", "Pathology")])
+@pytest.mark.parametrize(("name", "modality"), [("vqa-rad", "unknown"), ("path-vqa", "Pathology")])
 def test_pairs_in_parquet_become_yes_no_and_short_questions(tmp_path, name, modality):
     rows = [
         {"image": embedded(1), "question": "is there a fracture?", "answer": "Yes"},
@@ -178,6 +178,29 @@ def test_pairs_in_parquet_become_yes_no_and_short_questions(tmp_path, name, moda
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     _, closed = imported(tmp_path / "closed", name, tmp_path / "hub", *flags, "--kind", "yes_no")
     assert len(closed) == 1
+
+
+def test_vqa_rad_says_its_modality_by_organ_or_by_a_question_on_the_same_picture_or_not_at_all(tmp_path):
+    """The public JSON: chest is X-ray and abdomen CT; heads are CT or MRI, and so is everything in the hub's rows."""
+    for name in ("chest", "abdomen", "mri", "ct", "twice", "silent"):
+        save(tmp_path / f"rad/images/{name}.jpg", len(name))
+    rows = [
+        ("chest", "CHEST", "Is there a mass?", "No"), ("abdomen", "ABD", "Which organ is enlarged?", "spleen"),
+        ("mri", "HEAD", "What imaging modality was used?", "MRI-T2 weighted"), ("mri", "HEAD", "Is it big?", "Yes"),
+        ("ct", "HEAD", "Is this a CT of the brain?", "yes"), ("ct", "HEAD", "Is this an MRI image?", "no"),
+        ("twice", "HEAD", "What type of imaging is this?", "CT"), ("twice", "HEAD", "Is this an MRI?", "yes"),
+        ("silent", "HEAD", "Was this taken with CT or MRI?", "yes"), ("silent", "HEAD", "Are there lesions?", 3),
+    ]  # fmt: skip
+    names = ("image_name", "image_organ", "question", "answer")
+    rows = [dict(zip(names, (f"{row[0]}.jpg", *row[1:]), strict=True)) for row in rows]
+    write_json(tmp_path / "rad/VQA_RAD Dataset Public.json", rows)
+    _, kept = imported(tmp_path / "s", "vqa-rad", tmp_path / "rad")
+    assert [row.modality for row in kept] == ["X-Ray", "CT", *["MRI"] * 2, *["CT"] * 2, *["unknown"] * 4]
+    for row in rows:
+        del row["image_organ"]
+    write_json(tmp_path / "rad/VQA_RAD Dataset Public.json", rows)
+    _, kept = imported(tmp_path / "t", "vqa-rad", tmp_path / "rad")
+    assert [row.modality for row in kept] == [*["unknown"] * 2, *["MRI"] * 2, *["CT"] * 2, *["unknown"] * 4]
 
 
 def slake_row(**change):

@@ -201,7 +201,7 @@ def test_sizes_are_kept_per_domain_and_too_much_is_an_error():
         examples, test_fraction=0.2, seed=0, keep_together="none", by="modality", train_size=6, test_size=2
     )
     assert {domain: (len(train), len(test)) for domain, (train, test) in split.items()} == {"CT": (6, 2), "MRI": (6, 2)}
-    with pytest.raises(DataError, match="has 16 train examples, but train_size is 17"):
+    with pytest.raises(DataError, match="has 16 train examples, but --train-size is 17"):
         split_examples(examples, test_fraction=0.2, seed=0, keep_together="none", by="modality", train_size=17)
 
 
@@ -239,7 +239,7 @@ def test_a_domain_is_named_by_a_short_slug(domain, name):
 
 def test_an_unknown_patient_is_an_error_and_not_a_guess(gallery):
     examples = [row(0, gallery[0], patient="p"), row(1, gallery[1])]
-    with pytest.raises(DataError, match=r"1 of 2 examples have no patient, e.g. '1'.*keep_together='image'"):
+    with pytest.raises(DataError, match=r"1 of 2 examples have no patient, e.g. '1'.*--keep-together image"):
         split_examples(examples, test_fraction=0.5, seed=0, keep_together="patient")
 
 

@@ -24,7 +24,8 @@ from medrl.rollout.sampling import Sampling
 from medrl.training.batches import pack_groups
 from medrl.training.budget import Budget
 from medrl.training.optim import AdamW, Optim
-from medrl.training.update import Update, update_policy
+from medrl.training.totals import Update
+from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Score
 
 PHASES = ("data", "vision", "prefill", "decode", "reference", "policy", "optimizer")

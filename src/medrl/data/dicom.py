@@ -9,7 +9,7 @@ and folders are not repeated, for they are often the patient's.
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medrl.data.gray import chosen_slices
@@ -64,6 +64,7 @@ def read_dicom(
         path: path.relative_to(root) if show_paths else Path(f"file-{number:05}") for number, path in enumerate(files)
     }
     facts, bad, without = _headers(files, labels, salt)
+    facts, copies, differing = _once(facts, salt)
     units = _units(facts, series_slices)
     failed: set[_Unit] = set()
 
@@ -79,7 +80,10 @@ def read_dicom(
 
     rows = Rows([(labels[unit.files[0]], len(_ASKED), [(unit, ask) for ask in _ASKED]) for unit in units])
     result = collect(rows, convert, quiet=quiet)
-    notes = _notes(len(everything) - len(files), without, [unit.facts for unit in units])
+    notes = [
+        *_copies(copies, differing),
+        *_notes(len(everything) - len(files), without, [unit.facts for unit in units]),
+    ]
     return ImportResult(result.examples, bad + result.bad, [], notes)
 
 
@@ -104,6 +108,32 @@ def _headers(
         except ImageError as error:
             bad.append(BadRow(labels[path], 0, f"{error.reason}; {error.fix}"))
     return facts, bad, without
+
+
+def _once(facts: dict[Path, Facts], salt: Salt) -> tuple[dict[Path, Facts], int, int]:
+    """Each image once: those with an instance UID by it, others by their bytes.
+
+    Returns:
+        The first file of each image in the order of paths; how many files are second copies; and how many of those hold
+        other bytes than the first.
+    """
+    first: dict[str, Path] = {}
+    kept: dict[Path, Facts] = {}
+    copies = differing = 0
+    for path, fact in facts.items():
+        if not fact.has_uid:
+            fact = replace(fact, image=salt.key("image", _digest(path)))
+        if fact.image in first:
+            copies += 1
+            differing += _digest(path) != _digest(first[fact.image])
+        else:
+            first[fact.image], kept[path] = path, fact
+    return kept, copies, differing
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _units(facts: dict[Path, Facts], series_slices: str | None) -> list[_Unit]:
@@ -170,6 +200,14 @@ def _question(unit: _Unit, ask: _Ask, pictures: Pictures, root: Path) -> Example
         # Without a patient, what belongs together for certain is the study.
         patient=unit.facts.patient or unit.facts.study,
     )
+
+
+def _copies(copies: int, differing: int) -> list[str]:
+    if not copies:
+        return []
+    are = "1 file is a second copy of an image" if copies == 1 else f"{copies} files are second copies of an image"
+    other = f", {differing} of them with other bytes than the first" if differing else ""
+    return [f"{are} (same instance UID, or same bytes), left out{other}"]
 
 
 def _notes(others: int, without: int, facts: Sequence[Facts]) -> list[str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data.omnimed_names import DATASETS, MODALITIES
-from medrl.data.readers.fields import check_options, fields_of, letter_of, normal, text
+from medrl.data.readers.fields import check_options, fields_of, letter_of, text
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import AbsentImages, BadRow, ImportResult, check_bad, collect
 from medrl.data.readers.rows import Row, RowError, Rows, rows_of_files
@@ -174,14 +174,7 @@ def _options(row: dict[str, Any]) -> tuple[str, ...]:
             raise RowError(f"missing field {name}")
         if not isinstance(row[name], str):
             raise RowError(f"field {name} is {row[name]!r}, not text")
-    options = tuple(text(row, name) for name in expected)
-    spelled = [normal(option) for option in options]
-    repeated = next(
-        (option for option, spelling in zip(options, spelled, strict=True) if spelled.count(spelling) > 1), None
-    )
-    if repeated is not None:
-        raise RowError(f"duplicate options: {repeated!r} occurs {spelled.count(normal(repeated))} times")
-    return options
+    return tuple(text(row, name) for name in expected)
 
 
 def _key(name: str) -> str:

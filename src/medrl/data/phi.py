@@ -57,6 +57,8 @@ class Facts:
     series: str
     image: str
     """Salted keys of the UIDs."""
+    has_uid: bool
+    """Whether the header names the image; without it ``image`` is no key of its own."""
     place: tuple[float, float]
     """Position along the normal in mm and instance number, to order a series by."""
     burned_in_unknown: bool
@@ -73,6 +75,7 @@ def facts_of(path: Path, header: Any, salt: Salt) -> Facts:
     issuer = _word(path, header, "IssuerOfPatientID")
     normal, position = _geometry(header)
     number = _word(path, header, "InstanceNumber")
+    uid = _word(path, header, "SOPInstanceUID")
     return Facts(
         modality=MODALITIES.get(modality, "unknown"),
         body_part=BODY_PARTS.get(_word(path, header, "BodyPartExamined").replace(" ", "")),
@@ -80,7 +83,8 @@ def facts_of(path: Path, header: Any, salt: Salt) -> Facts:
         patient=salt.key("patient", f"{issuer}\0{patient}") if patient else None,
         study=salt.key("study", _word(path, header, "StudyInstanceUID")),
         series=salt.key("series", _word(path, header, "SeriesInstanceUID")),
-        image=salt.key("image", _word(path, header, "SOPInstanceUID")),
+        image=salt.key("image", uid),
+        has_uid=bool(uid),
         place=(position, float(number) if number.lstrip("-").isdecimal() else 0.0),
         burned_in_unknown=_word(path, header, "BurnedInAnnotation") not in ("YES", "NO"),
     )

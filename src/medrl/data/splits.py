@@ -113,7 +113,7 @@ def split_examples(
             entangled that no division leaves each a train and a test set, or a side smaller than the size wanted.
     """
     if not 0 < test_fraction < 1:
-        raise SettingsError(f"test_fraction is {test_fraction}, but it must lie between 0 and 1, e.g. 0.2")
+        raise SettingsError(f"--test (test_fraction) is {test_fraction}, but it must lie between 0 and 1, e.g. 0.2")
     if keep_together not in KEYS:
         raise SettingsError(f"keep_together is {keep_together!r}, but it must be one of {', '.join(KEYS)}")
     if by not in DOMAINS:
@@ -121,7 +121,7 @@ def split_examples(
         raise SettingsError(f"by is {by!r}, but it must be {names} or None")
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         if size is not None and size < 1:
-            raise SettingsError(f"{name} is {size}, but it must be at least 1")
+            raise SettingsError(f"--{name.replace('_', '-')} is {size}, but it must be at least 1")
     if not examples:
         raise DataError("there are no examples to split")
     domain_of = DOMAINS[by]
@@ -183,7 +183,8 @@ def patient_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[H
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(examples)} examples have no patient, e.g. {unknown[0]!r}, so patients cannot be "
-            "kept together: use keep_together='image' and say so, or import the data with its patient column"
+            "kept together: --keep-together image keeps pictures together and no more; or import the data with its "
+            "patient column, --map patient=COLUMN"
         )
     keys = image_keys(examples, quiet)
     return [[*keys[index], ("patient", row.source, row.patient)] for index, row in enumerate(examples)]
@@ -222,7 +223,8 @@ def _sized(side: list[Example], size: int | None, seed: int, domain: str, name: 
     if size is None or not side:
         return side
     if size > len(side):
-        raise DataError(f"domain {domain!r} has {len(side)} {name} examples, but {name}_size is {size}: ask for fewer")
+        has = f"domain {domain!r} has {len(side)} {name} examples"
+        raise DataError(f"{has}, but --{name}-size is {size}: ask for fewer")
     return take_subset(side, size, seed)
 
 
@@ -326,7 +328,7 @@ def _repair(parts: Sequence[_Part], in_test: list[bool]) -> list[bool]:
                 side = "test" if wanted else "train"
                 raise DataError(
                     f"domain {domain!r} gets no {side} set: its images are shared with domains that need them on "
-                    "the other side; split without `by`, or add examples"
+                    "the other side; --by none divides all of them as one domain, or add examples"
                 )
             moved = min(movable, key=lambda index: sum(parts[index].sizes.values()))
             in_test[moved] = wanted

@@ -21,6 +21,8 @@ from medrl.data.store_rows import FORMAT_VERSION, WHAT_A_STORE_IS, check_example
 from medrl.errors import DataError
 from medrl.types import Example
 
+_FIRST_STORES = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreInfo:
@@ -130,7 +132,12 @@ def read_info(path: Path) -> StoreInfo:
     path = Path(path)
     for name in ("store.json", "data.parquet"):
         if not (path / name).is_file():
-            raise DataError(f"{path} is not a store: it has no {name}; {WHAT_A_STORE_IS}")
+            inside = [*path.glob("*/store.json"), *path.glob("*/*/store.json")]
+            names = ", ".join(
+                sorted(file.parent.relative_to(path.parent).as_posix() for file in inside)[:_FIRST_STORES]
+            )
+            held = f"it holds stores: {names}" if inside else WHAT_A_STORE_IS
+            raise DataError(f"{path} is not a store: it has no {name}; {held}")
     try:
         content = json.loads((path / "store.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

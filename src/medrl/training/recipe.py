@@ -15,7 +15,8 @@ from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import load_policy
 from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
-from medrl.runs import Run, check_vacant
+from medrl.rollout.served import Rollouts
+from medrl.runs import Run, check_unlocked, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
@@ -61,6 +62,7 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    rollout: Rollouts = Rollouts()
     scale: Scale = Scale()
     trackers: tuple[Tracker, ...] = ()
     """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
@@ -103,8 +105,9 @@ def _run(
     settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
 ) -> Run:
     started = time.monotonic()
+    from_first(lambda: check_unlocked(out))  # before a model of gigabytes is loaded
     if resume == "never":
-        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
@@ -129,6 +132,7 @@ def _run(
         resume=resume,
         max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
+        rollout=settings.rollout,
         scale=settings.scale,
         trackers=settings.trackers,
     )

@@ -1,5 +1,7 @@
 """The settings of a run that do not belong to one objective."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from medrl.rollout.sampling import Sampling
@@ -31,6 +33,10 @@ class Training(Settings):
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose rewards, losses or gradients are not finite: end the run, or be left out, in writing."""
+    max_skips: int = Field(default=3, ge=1)
+    """Steps that may be left out in the whole run; the next one ends it."""
     seed: int = 42
     deterministic: bool = False
     """Take kernels that give the same bits each time, where torch has them; a CPU does so anyway, a GPU gets slower."""

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medrl.data.readers.fields import check_options, fields_of, option_list, read_answer, text, text_or
+from medrl.data.readers.fields import check_options, fields_of, option_list, read_letter, text, text_or
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows, hub_rows, rows_of
@@ -45,7 +45,7 @@ def _pmc_vqa(place: Row, pictures: Pictures) -> Example:
     row = fields_of(place.value)
     lettered = {letter: row[f"Choice {letter}"] for letter in LETTERS if row.get(f"Choice {letter}") is not None}
     options = option_list(list(lettered.values()) if lettered else row.get("Choices"))
-    target = read_answer(text(row, "Answer_label", "Answer"), options)
+    target = read_letter(text(row, "Answer_label", "Answer"), options)
     return Example(
         id=f"{place.name}/{text_or(row, str(place.position), 'index')}",
         source="PMC-VQA",
@@ -85,7 +85,7 @@ def _mmmu(place: Row, pictures: Pictures) -> Example:
         form: dict[str, Any] = {"kind": "short", "options": (), "target": target, "references": tuple(references)}
     else:
         options = tuple(_with_image_numbers(option, numbers) for option in option_list(row.get("options")))
-        target = read_answer(text(row, "answer"), options)
+        target = read_letter(text(row, "answer"), options)
         form = {"options": check_options(options, target), "target": target}
     identity = text(row, "id")
     subject = next((subject for subject in MMMU_SUBJECTS if subject in f"{identity} {place.file}"), "unknown")
@@ -138,7 +138,7 @@ def _medxpertqa(place: Row, pictures: Pictures) -> Example:
     if not row.get("images"):
         raise RowError("missing field images: it is of MedXpertQA's text part, medrl reads MM")
     options = option_list(row.get("options"))
-    target = read_answer(text(row, "label"), options)
+    target = read_letter(text(row, "label"), options)
     return Example(
         id=text(row, "id"),
         source="MedXpertQA-MM",

@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from medrl.data.readers.inline import split_inline
 from medrl.data.readers.rows import RowError
 from medrl.types import LETTERS
 
 YES_NO = ("yes", "no")
-_PREFIX = re.compile(r"\s*\(?([A-J])\s*[).:、．]\s*")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_PREFIX = re.compile(r"\s*[(（\[]?([A-Ja-j])\s*[)）\].．:：、]\s*")
+_TAGGED = re.compile(r"<\s*answer\s*>(.*?)(?:<\s*/?\s*answer\s*>|$)", re.DOTALL | re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
-_LETTER_ANSWER = re.compile(r"\(?([A-Ja-j])\s*[).:]?\s*$")
+_LETTER_ANSWER = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\s*[:：]?\s*)?[(（\[]?([A-J])\s*[)）\].．:：]*",
+    re.IGNORECASE,
+)
 
 
 def text(row: dict[str, Any], *names: str) -> str:
@@ -82,7 +86,7 @@ def _parse_list(value: str) -> Any:
 def without_letters(options: Sequence[str]) -> tuple[str, ...]:
     """``options`` without ``A)``, ``(B)``, ``C:`` or ``D.`` where every one has its own letter."""
     found = [_PREFIX.match(option) for option in options]
-    lettered = all(match and match[1] == letter and match.end() < len(option)
+    lettered = all(match and match[1].upper() == letter and match.end() < len(option)
                    for match, letter, option in zip(found, LETTERS, options, strict=False))  # fmt: skip
     if not lettered:
         return tuple(options)
@@ -103,16 +107,23 @@ def check_options(options: tuple[str, ...], target: str) -> tuple[str, ...]:
 
 
 def letter_of(answer: str, options: Iterable[str]) -> str:
-    """Letter of the option whose text is ``answer``: as written, else in any case, else but for the final dot."""
-    spellings = (normal, lambda text: normal(text).casefold(), lambda text: normal(text).casefold().rstrip("."))
+    """Letter of the option whose text is ``answer``: as written, else but for case, else but for punctuation too."""
     listed = list(options)
-    for spell in spellings:
-        letters = [letter for letter, option in zip(LETTERS, listed, strict=False) if spell(option) == spell(answer)]
+    for spell in (normal, lambda text: normal(text).casefold(), _bare):
+        wanted = spell(answer)
+        letters = [
+            letter for letter, option in zip(LETTERS, listed, strict=False) if wanted and spell(option) == wanted
+        ]
         if len(letters) > 1:
             raise RowError(f"answer {answer!r} matches the options {' and '.join(letters)}")
         if letters:
             return letters[0]
     raise RowError(f"answer {answer!r} is none of the options {', '.join(map(repr, listed))}")
+
+
+def _bare(value: str) -> str:
+    """Without blanks, quotes, brackets and stops; what makes a number another one (1.5, -5, <5, HER2+) stays."""
+    return re.sub(r"[\s'\"’‘“”()!?;:]|[.,](?!\d)", "", value).casefold()
 
 
 def read_answer(answer: str, options: Sequence[str]) -> str:
@@ -121,13 +132,23 @@ def read_answer(answer: str, options: Sequence[str]) -> str:
     try:
         return letter_of(inner, options)
     except RowError as error:
-        alone = _LETTER_ANSWER.match(inner)
-        if alone and alone[1].upper() in LETTERS[: len(options)]:
-            return alone[1].upper()
+        letter = _letter(inner, options)
+        if letter:
+            return letter
         both = _PREFIX.match(inner)
-        if both and letter_of(inner[both.end() :], options) == both[1]:
-            return both[1]
+        if both and letter_of(inner[both.end() :], options) == both[1].upper():
+            return both[1].upper()
         raise error
+
+
+def read_letter(answer: str, options: Sequence[str]) -> str:
+    """The same for a field that holds letters: ``A`` is the first option even where another one is called ``A``."""
+    return _letter(answer_text(answer), options) or read_answer(answer, options)
+
+
+def _letter(inner: str, options: Sequence[str]) -> str | None:
+    alone = _LETTER_ANSWER.fullmatch(inner)
+    return alone[1].upper() if alone and alone[1].upper() in LETTERS[: len(options)] else None
 
 
 def answer_items(row: dict[str, Any], *names: str) -> list[str]:
@@ -162,74 +183,3 @@ def reasoning_text(answer: str) -> str | None:
 def normal(value: str) -> str:
     """White space made one blank."""
     return " ".join(value.split())
-
-
-# --- options inside a question ---------------------------------------------------------------------------------------
-
-_MARK = {
-    ")": re.compile(r"(?<![\w(])([A-J])\)([ \t]?)"),
-    "()": re.compile(r"\(([A-J])\)([ \t]?)"),
-    ".": re.compile(r"(?<![\w.])([A-J])\.([ \t])"),
-    ":": re.compile(r"(?<!\w)([A-J]):([ \t]?)"),
-}
-_SEPARATED = re.compile(r"(?:^|[,;\n])\s*$")
-
-
-def split_inline(problem: str) -> tuple[str, tuple[str, ...]]:
-    """``What is it? A)CT, B)MRI`` -> question and options; commas, brackets and even ``B)`` may stand inside options.
-
-    Of all ways to read the letters in order, those with most options win; then those whose marks are all spaced alike;
-    then those that leave every option's brackets closed. If two are still left, the row is ambiguous and therefore bad.
-    """
-    for style in _MARK.values():
-        marks = list(style.finditer(problem))
-        for strict in (True, False):
-            chains = _chains(problem, marks, strict)
-            if chains:
-                return _read_chain(problem, _best_chain(problem, chains))
-    raise RowError("holds no options: expected A)..., B)... after the question")
-
-
-def _chains(problem: str, marks: list[re.Match[str]], strict: bool) -> list[list[re.Match[str]]]:
-    """Every longest way through the marks in the order of their letters, from A to at least B.
-
-    Args:
-        strict: after A, a mark counts only behind a comma, semicolon or line break.
-    """
-    counted = [mark for mark in marks if mark[1] == "A" or not strict or _SEPARATED.search(problem[: mark.start()])]
-    chains: list[list[re.Match[str]]] = [[mark] for mark in counted if mark[1] == "A"]
-    longest: list[list[re.Match[str]]] = []
-    for letter in LETTERS[1:]:
-        chains = [
-            [*chain, mark]
-            for chain in chains
-            for mark in counted
-            if mark[1] == letter
-            and mark.start() >= chain[-1].end()
-            and problem[chain[-1].end() : mark.start()].strip(" ,;\n")
-        ]
-        if not chains or len(chains) > 1000:
-            break
-        longest = chains
-    return longest
-
-
-def _best_chain(problem: str, chains: list[list[re.Match[str]]]) -> list[re.Match[str]]:
-    def score(chain: list[re.Match[str]]) -> tuple[bool, int, int]:
-        alike = len({mark[2] for mark in chain}) == 1
-        options = _read_chain(problem, chain)[1]
-        return alike, sum(option.count("(") == option.count(")") for option in options), chain[0].start()
-
-    ranked = sorted(chains, key=score, reverse=True)
-    if len(ranked) > 1 and score(ranked[0]) == score(ranked[1]):
-        readings = [" | ".join(_read_chain(problem, chain)[1]) for chain in ranked[:2]]
-        raise RowError(f"its options can be read in more than one way: {readings[0]!r} or {readings[1]!r}")
-    return ranked[0]
-
-
-def _read_chain(problem: str, chain: list[re.Match[str]]) -> tuple[str, tuple[str, ...]]:
-    ends = [mark.start() for mark in chain[1:]] + [len(problem)]
-    options = [problem[mark.end() : end].strip() for mark, end in zip(chain, ends, strict=True)]
-    # The comma before the next letter separates; it is no part of the option.
-    options[:-1] = [re.sub(r"\s*[,;]$", "", option) for option in options[:-1]]
-    return problem[: chain[0].start()].strip(), tuple(options)

@@ -11,23 +11,13 @@ this order and without a field that says so. The questions come from OmniMedVQA 
 data, whose rows (without ``problem`` and ``solution``) are read as well.
 """
 
-import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medrl.data.omnimed_names import DATASETS, MODALITIES, QUESTION_TYPES
-from medrl.data.readers.fields import (
-    check_options,
-    fields_of,
-    letter_of,
-    normal,
-    option_list,
-    read_answer,
-    split_inline,
-    text,
-    text_or,
-)  # fmt: skip
+from medrl.data.readers.fields import check_options, fields_of, option_list, read_answer, read_letter, text, text_or
+from medrl.data.readers.inline import split_inline
+from medrl.data.readers.names import UNKNOWN, domains_of, modality_of, modality_of_image, source_of_image
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
@@ -35,47 +25,34 @@ from medrl.types import Example
 
 MEDVLM_R1_TEST = (("MRI", 300), ("CT", 300), ("X-Ray", 300))
 """Modalities of the released test file's rows, in order."""
-_SIDE = re.compile(r"[\s_.-]*(train|test|val|validation)(ing)?$", re.IGNORECASE)
 
 
 def read_med_r1(path: Path, pictures: Pictures, *, split: str | None = None, quiet: bool = True) -> ImportResult:
-    """Med-R1's split file at ``path``, or all of a folder's.
+    """Med-R1's split file at ``path``, all of a folder's, or a set that was saved to disk for its trainer.
 
     Raises:
         DataError: there is no such file.
     """
     rows = rows_of(path, "split files of Med-R1", split)
-    return collect(rows, lambda row: _med_r1(row, pictures), quiet=quiet)
+    return collect(rows, lambda row: _med_r1(row, path, pictures), quiet=quiet)
 
 
-def _med_r1(place: Row, pictures: Pictures) -> Example:
+def _med_r1(place: Row, path: Path, pictures: Pictures) -> Example:
     row = fields_of(place.value)
     question, options = split_inline(text(row, "problem"))
-    target = read_answer(text(row, "solution"), options)
-    domain = domain_of_file(place.file.name)
-    source = _source_of_image(row.get("image"))
-    known = DATASETS.get(source, {})
-    modality = next(iter(known)) if len(known) == 1 else "unknown"
+    target = read_letter(text(row, "solution"), options)
+    cell = _first_text(row)
+    modality, question_type = domains_of(_named(path, place))
     return Example(
         id=place.id,
-        source=source,
-        images=_one_or_more(row, pictures),
+        source=source_of_image(cell),
+        images=_images(row, pictures),
         question=question,
         options=check_options(options, target),
         target=target,
-        modality=domain if domain in MODALITIES.values() else modality,
-        question_type=domain if domain in QUESTION_TYPES else "unknown",
+        modality=modality if modality != UNKNOWN else modality_of_image(cell),
+        question_type=question_type,
     )
-
-
-def domain_of_file(name: str) -> str:
-    """``CT(Computed Tomography)_train.json`` -> ``CT``, ``Lesion_Grading-test.json`` -> ``Lesion Grading``, else
-    ``unknown``. Generous about case, blanks and punctuation, and about our own short names.
-    """
-    key = _letters(_SIDE.sub("", name.rsplit(".", 1)[0]))
-    names = {_letters(theirs): ours for theirs, ours in MODALITIES.items()}
-    names |= {_letters(ours): ours for ours in MODALITIES.values()} | {_letters(kind): kind for kind in QUESTION_TYPES}
-    return names.get(key, "unknown")
 
 
 def read_medvlm_r1(path: Path, pictures: Pictures, *, split: str | None = None, quiet: bool = True) -> ImportResult:
@@ -87,57 +64,88 @@ def read_medvlm_r1(path: Path, pictures: Pictures, *, split: str | None = None, 
     rows = rows_of(path, "questions of MedVLM-R1", split)
     order = [modality for modality, count in MEDVLM_R1_TEST for _ in range(count)]
     modalities = order if len(rows) == len(order) else []
-    return collect(
-        rows, lambda row: _medvlm_r1(row, modalities[row.position : row.position + 1], pictures), quiet=quiet
-    )
+
+    def convert(row: Row) -> Example:
+        example = _medvlm_r1(row, pictures)
+        in_turn = modalities[row.position] if modalities else domains_of(_named(path, row))[0]
+        return example if example.modality != UNKNOWN else replace(example, modality=in_turn)
+
+    return collect(rows, convert, quiet=quiet)
 
 
-def _medvlm_r1(place: Row, modality: Sequence[str], pictures: Pictures) -> Example:
+def _medvlm_r1(place: Row, pictures: Pictures) -> Example:
     row = fields_of(place.value)
     if row.get("options") is not None:
-        question, options = text(row, "question", "problem"), option_list(row["options"])
+        options = option_list(row["options"])
+        question = text_or(row, "", "question") or split_inline(text(row, "problem"))[0]
     else:
         question, options = split_inline(text(row, "problem"))
-    if row.get("solution") is not None:
-        target = read_answer(text(row, "solution"), options)
-        if row.get("answer") is not None and not _same(text(row, "answer"), target, options):
-            raise RowError(f"solution {target} is {options[ord(target) - ord('A')]!r}, but answer is {row['answer']!r}")
-    else:
-        target = read_answer(text(row, "answer"), options)
-    source = text_or(row, "MedVLM-R1", "dataset")
-    subset = text_or(row, "", "subset")
+    target = _target(row, options)
     return Example(
         id=place.id,
-        source=source,
-        images=_one_or_more(row, pictures),
+        source=text_or(row, "MedVLM-R1", "dataset"),
+        images=_images(row, pictures),
         question=question,
         options=check_options(options, target),
         target=target,
-        modality=modality[0] if modality else domain_of_file(subset + ".") if subset else "unknown",
+        modality=modality_of(text_or(row, "", "subset")),
     )
 
 
-def _same(answer: str, target: str, options: tuple[str, ...]) -> bool:
-    try:
-        return target in (normal(answer), letter_of(answer, options))
-    except RowError:
-        return False
+def _target(row: dict[str, Any], options: tuple[str, ...]) -> str:
+    """The letter in ``solution``, when the text in ``answer`` agrees; either may be missing, or hold the other."""
+    if row.get("solution") is None:
+        return read_answer(text(row, "answer"), options)
+    target = read_letter(text(row, "solution"), options)
+    if row.get("answer") is not None and read_answer(text(row, "answer"), options) != target:
+        raise RowError(f"solution {target} is {options[ord(target) - ord('A')]!r}, but answer is {row['answer']!r}")
+    return target
 
 
-def _one_or_more(row: dict[str, Any], pictures: Pictures) -> tuple[Path, ...]:
+# --- pictures and names ----------------------------------------------------------------------------------------------
+
+
+def _named(path: Path, place: Row) -> Path:
+    """The file as it is named, with the folder that it lies in or that was asked for."""
+    return Path((path if path.is_dir() else path.absolute().parent).name, place.file)
+
+
+def _images(row: dict[str, Any], pictures: Pictures) -> tuple[Path, ...]:
+    cells = _cell(row)
+    return tuple(
+        path
+        for cell in (cells if isinstance(cells, list | tuple) else [cells])
+        for path in pictures.find(_spelled(cell, pictures) if isinstance(cell, str) else cell)
+    )
+
+
+def _spelled(cell: str, pictures: Pictures) -> str:
+    """``cell`` as the picture is called below the root: what stands before ``Images/`` was another machine's root."""
+    plain = _below_images(cell)
+    inner = plain.split("/", 1)[1] if "/" in plain else plain
+    for spelling in (cell, plain, inner, f"Images/{inner}", f"images/{inner}"):
+        try:
+            if pictures.is_here(spelling):
+                return spelling
+        except RowError:  # another machine's root is no path here; the next spelling does without it
+            continue
+    return pictures.by_name(plain.rsplit("/", 1)[-1]) or cell
+
+
+def _below_images(cell: str) -> str:
+    parts = cell.replace("\\", "/").split("/")
+    folded = [part.casefold() for part in parts]
+    return "/".join(parts[folded.index("images") :]) if "images" in folded else cell
+
+
+def _first_text(row: dict[str, Any]) -> str:
+    cell = _cell(row)
+    first = cell[0] if isinstance(cell, list) and cell else cell
+    return _below_images(first) if isinstance(first, str) else ""
+
+
+def _cell(row: dict[str, Any]) -> Any:
     cell = next((row[name] for name in ("image", "images", "image_path") if row.get(name)), None)
     if cell is None:
         raise RowError("missing field image")
-    return pictures.find(cell)
-
-
-def _source_of_image(cell: Any) -> str:
-    """Data set that OmniMedVQA's ``Images/<dataset>/...`` names; ``OmniMedVQA`` where it names none."""
-    first = cell[0] if isinstance(cell, list) and cell else cell
-    parts = [part for part in first.split("/") if part not in ("", ".")] if isinstance(first, str) else []
-    parts = parts[1:] if parts[:1] and parts[0].casefold() == "images" else parts
-    return parts[0] if len(parts) > 1 else "OmniMedVQA"
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
+    return cell

@@ -3,13 +3,15 @@
 import base64
 import binascii
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medrl.data.images import View, check_image, open_image, open_slices
 from medrl.data.paths import safe_path
-from medrl.data.phi import check_burned_in
+from medrl.data.phi import MODALITIES, check_burned_in
 from medrl.data.readers.rows import RowError
 from medrl.data.scans import read_dicom_header, scan_kind
 from medrl.errors import DataError, ImageError
@@ -59,6 +61,9 @@ class Pictures:
         self.decode, self.square_px, self.folders = decode, square_px, ("", *folders)
         self.pixels_are_clean, self.name_of = pixels_are_clean, name_of
         self.unpacked = False
+        self._found_by_name: set[str] = set()
+        self._unwindowed: Counter[str] = Counter()
+        self._names: dict[str, list[str]] | None = None
         self._found: dict[Path, tuple[Path, ...]] = {}
 
     def find(self, cell: Any) -> tuple[Path, ...]:
@@ -81,6 +86,17 @@ class Pictures:
             raise RowError(f"image is {str(cell)[:80]!r}, not a path")
         return self._checked(self._locate(cell))
 
+    def notes(self) -> list[str]:
+        """What the user should know of how pictures were found and drawn, a sentence each."""
+        notes = []
+        if count := len(self._found_by_name):
+            were = "picture was" if count == 1 else "pictures were"
+            notes.append(f"{count} {were} found by its file's name alone, elsewhere below {self.root}")
+        if self._unwindowed:
+            others = ", ".join(f"{count} {what}" for what, count in sorted(self._unwindowed.items()))
+            notes.append(f"--window {self.view.window} is for CT; drawn without it: {others}")
+        return notes
+
     def is_here(self, relative: str) -> bool:
         """Whether there is a file ``relative`` under the root; says nothing of whether it can be decoded.
 
@@ -88,6 +104,25 @@ class Pictures:
             RowError: the path leads out of the root.
         """
         return any(path.is_file() for path in self._candidates(relative))
+
+    def by_name(self, name: str) -> str | None:
+        """Path below the root of the one file that is called ``name``, in whatever folder; None where there is none.
+
+        Raises:
+            RowError: several files are called so, and it would be a guess.
+        """
+        if self._names is None:
+            self._names = {}
+            for path in self.root.rglob("*"):
+                if path.is_file():
+                    self._names.setdefault(path.name, []).append(path.relative_to(self.root).as_posix())
+        found = self._names.get(name, [])
+        if len(found) > 1:
+            raise RowError(
+                f"image {name} is not where the row says, and {len(found)} files have its name: {found[0]}, ..."
+            )
+        self._found_by_name.update(found)
+        return found[0] if found else None
 
     def _locate(self, relative: str) -> Path:
         found = next((path for path in self._candidates(relative) if path.is_file()), None)
@@ -108,6 +143,9 @@ class Pictures:
 
     def _prepare(self, path: Path) -> tuple[Path, ...]:
         kind = scan_kind(path)
+        view = self.view
+        if kind is None and view.windows:
+            self._unwindowed["not DICOM"] += 1
         if kind is None and self.square_px is None:
             if self.decode:
                 open_image(path)
@@ -115,8 +153,13 @@ class Pictures:
                 check_image(path)
             return (path,)
         if kind == "DICOM":
-            check_burned_in(path, read_dicom_header(path), self.pixels_are_clean)
-        slices = open_slices(path, self.view)
+            header = read_dicom_header(path)
+            check_burned_in(path, header, self.pixels_are_clean)
+            modality = str(header.get("Modality", ""))
+            if view.windows and modality != "CT":
+                view = replace(view, window="file")
+                self._unwindowed[modality if modality in MODALITIES else "DICOM of another kind"] += 1
+        slices = open_slices(path, view)
         stem = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
         stem = self.name_of(stem) if kind else stem.removesuffix(path.suffix)
         names = [f"{stem}-{i}.png" if len(slices) > 1 else f"{stem}.png" for i in range(len(slices))]

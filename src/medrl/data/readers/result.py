@@ -1,15 +1,16 @@
 """What every reader gives back: examples, and every row that could not be used, with its place and the reason."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medrl.data.readers.rows import Row, RowError, Rows
 from medrl.data.scans import scan_kind
-from medrl.errors import DataError, ImageError
+from medrl.errors import DataError, ImageError, SettingsError
 from medrl.progress import Progress
-from medrl.types import Example
+from medrl.types import KINDS, Example
 
+_FIRST_ROWS = 10
 _FEW_ROWS = 2000
 """Below this, reading is over before a bar is of use."""
 
@@ -45,6 +46,25 @@ class ImportResult:
     absent: list[AbsentImages] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should know about the source, a sentence each."""
+
+    def only(self, modalities: Sequence[str], kinds: Sequence[str]) -> "ImportResult":
+        """The result without the examples that were not asked for; empty: all are.
+
+        Raises:
+            SettingsError: there is no such kind. DataError: nothing is left.
+        """
+        if not set(kinds) <= set(KINDS):
+            raise SettingsError(f"--kind {', '.join(kinds)}: the kinds are {', '.join(KINDS)}")
+        wanted = {name.casefold() for name in modalities}
+        examples = [
+            example
+            for example in self.examples
+            if (not wanted or example.modality.casefold() in wanted) and (not kinds or example.kind in kinds)
+        ]
+        if self.examples and not examples:
+            there = sorted({example.modality for example in self.examples})
+            raise DataError(f"no question is left by --modality and --kind; the modalities are {', '.join(there)}")
+        return replace(self, examples=examples)
 
 
 def collect(rows: Rows, convert: Callable[[Row], Example | None], *, quiet: bool = True) -> ImportResult:
@@ -82,9 +102,13 @@ def check_bad(result: ImportResult, max_bad_fraction: float = 0.001) -> None:
     """Pass when at most ``max_bad_fraction`` of the questions are bad; an unreadable file passes only at 1.0.
 
     Raises:
-        DataError: too much is bad; shows all bad rows.
+        DataError: too much is bad, and shows all bad rows; or nothing is left, and shows the first.
     """
     total = len(result.bad) + len(result.examples)
+    if result.bad and not result.examples:
+        shown = "\n".join(f"  {row}" for row in result.bad[:_FIRST_ROWS])
+        more = f"\n  and {total - _FIRST_ROWS} more; --json lists all" if total > _FIRST_ROWS else ""
+        raise DataError(f"none of the {total} rows can be used:\n{shown}{more}")
     whole_files = any(row.position < 0 for row in result.bad)
     fraction = 1.0 if whole_files else len(result.bad) / total if total else 0.0
     if fraction <= max_bad_fraction:

@@ -1,5 +1,6 @@
 """Files -> rows: JSON, JSON Lines, CSV, TSV, Parquet, a folder of these, or a data set of the Hugging Face hub."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -7,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medrl.errors import DataError
+from medrl.errors import DataError, SettingsError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _BATCH_ROWS = 64
 _MAX_FIELD_BYTES = 16 * 2**20
 
@@ -65,6 +67,8 @@ def rows_of(path: Path, what: str, split: str | None = None, config: str | None 
     Raises:
         DataError: there is nothing to read; ``what`` is the source's name for the message.
     """
+    if _saved_to_disk(path):
+        return hub_rows(str(path), split=split)
     if path.exists():
         names = () if split is None or path.is_file() else (split,)
         return rows_of_files(find_files(path, what, names), path if path.is_dir() else None)
@@ -73,16 +77,22 @@ def rows_of(path: Path, what: str, split: str | None = None, config: str | None 
     return hub_rows(str(path), config=config, split=split)
 
 
-def rows_of_files(files: list[Path], root: Path | None = None) -> Rows:
+def rows_of_files(files: list[Path], root: Path | None = None, encoding: str | None = None) -> Rows:
     """The rows of ``files``, told apart by suffix. A file that cannot be read is one row with position -1.
 
     Args:
         root: files are called by their path below it; without it by their bare name.
+        encoding: of text; by default what the file's first bytes say, else UTF-8.
 
     Raises:
         DataError: a file does not exist or is of no known kind.
+        SettingsError: there is no such encoding.
     """
-    return Rows([(file.relative_to(root) if root else Path(file.name), *_read(file)) for file in files])
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise SettingsError(f"--encoding {encoding!r} is none; give e.g. cp1252, latin-1 or utf-16") from error
+    return Rows([(file.relative_to(root) if root else Path(file.name), *_read(file, encoding)) for file in files])
 
 
 def find_files(path: Path, what: str, names: tuple[str, ...] = ()) -> list[Path]:
@@ -106,7 +116,9 @@ def find_files(path: Path, what: str, names: tuple[str, ...] = ()) -> list[Path]
 
 
 def hub_rows(name: str, *, config: str | None = None, split: str | None = None) -> Rows:
-    """The rows of the hub data set ``name``, or of a local folder of the same form; images stay encoded.
+    """The rows of the hub data set ``name``, of a local folder of the same form, or of one that ``save_to_disk`` wrote.
+
+    Images stay encoded.
 
     Raises:
         DataError: ``datasets`` cannot load it; says what it said.
@@ -115,11 +127,19 @@ def hub_rows(name: str, *, config: str | None = None, split: str | None = None) 
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        if _saved_to_disk(Path(name)):
+            loaded = datasets.load_from_disk(name)
+            loaded = loaded[split] if split and isinstance(loaded, dict) else loaded
+        else:
+            loaded = datasets.load_dataset(name, config, split=split)
     except (ValueError, OSError, LookupError, RuntimeError) as error:
         raise DataError(f"{name} cannot be loaded through datasets: {type(error).__name__}: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {split or "rows": loaded}
     return Rows([(Path(f"{Path(name).name}-{part}"), len(rows), _undecoded(rows)) for part, rows in parts.items()])
+
+
+def _saved_to_disk(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def _undecoded(rows: Any) -> Any:
@@ -138,15 +158,21 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _read(file: Path) -> tuple[int, Any]:
+def _read(file: Path, encoding: str | None = None) -> tuple[int, Any]:
     """Number of rows, and the rows or the RowError that stands for the whole file."""
     kind = file.suffix.lower()
+    if file.is_dir():
+        tables = [path.name for path in sorted(file.iterdir()) if path.suffix.lower() in SUFFIXES]
+        raise DataError(
+            f"{file} is a folder: give one file ({', '.join(tables) or 'it holds no table'}); medrl import folder "
+            "reads DIR/LABEL/IMAGE, and medrl import dicom a folder of DICOM"
+        )
     if not file.is_file():
         raise DataError(f"{file} does not exist: check the path")
     try:
         if kind == ".parquet":
             return _read_parquet(file)
-        text = file.read_text(encoding="utf-8-sig")
+        text = _decoded(file.read_bytes(), encoding)
         if kind == ".json":
             rows = _json_list(json.loads(text))
         elif kind in (".jsonl", ".ndjson"):
@@ -154,12 +180,31 @@ def _read(file: Path) -> tuple[int, Any]:
         elif kind in (".csv", ".tsv"):
             rows = _csv_rows(text, "\t" if kind == ".tsv" else ",")
         else:
-            raise DataError(f"{file} is of no kind that medrl reads: {', '.join(SUFFIXES)}")
+            hint = "; save it as CSV (UTF-8) in the spreadsheet program" if kind in _SPREADSHEETS else ""
+            raise DataError(f"{file} is of no kind that medrl reads: {', '.join(SUFFIXES)}{hint}")
     except DataError:
         raise
+    except RowError as error:
+        return 1, error
     except (ValueError, RecursionError, OSError, csv.Error) as error:
         return 1, RowError(f"not {kind[1:].upper()}: {error}")
     return len(rows), rows
+
+
+def _decoded(content: bytes, encoding: str | None) -> str:
+    """Text in ``encoding``, or in the one that its first bytes say, or UTF-8."""
+    if encoding is None:
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeError as error:
+        start = getattr(error, "start", None)
+        where = "" if start is None else f" (byte {content[start]:#04x} at {start})"
+        name = encoding.removesuffix("-sig").replace("utf", "UTF")
+        raise RowError(
+            f"not {name}{where}: if a spreadsheet program on Windows wrote it, medrl import table takes "
+            "--encoding cp1252; or convert it: iconv -f cp1252 -t utf-8 OLD > NEW"
+        ) from error
 
 
 def _json_list(content: Any) -> list[Any]:

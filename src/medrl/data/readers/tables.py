@@ -13,13 +13,15 @@ from medrl.data.readers.fields import (
     normal,
     option_list,
     read_answer,
+    read_letter,
     text,
     text_or,
 )
+from medrl.data.readers.inline import split_inline
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
-from medrl.errors import SettingsError
+from medrl.errors import DataError, SettingsError
 from medrl.types import KINDS, LETTERS, Example, Kind, find_kind
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -38,6 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rationale": ("rationale", "reasoning", "explanation"),
 }
 """Ours -> the names under which it is looked for when no mapping names one."""
+_NEEDED = ("image", "question", "answer")
 _YES_NO_WORDS = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
 """How tables write yes and no where the kind says that it is one of them."""
 _LETTER = re.compile(r"\(?[A-Ja-j][).:]?")
@@ -85,21 +88,31 @@ def read_table(
         pseudonym: patient as the table has it -> what may be stored.
 
     Raises:
-        SettingsError: the mapping names a column that the first row does not have.
+        SettingsError: the mapping names a column that the first row does not have, or no column is known.
+        DataError: there are no rows.
     """
     columns = {ours: (mapping[ours],) if ours in mapping else names for ours, names in COLUMNS.items()}
     columns |= {
         f"option_{x}": (mapping[f"option_{x}"],) if f"option_{x}" in mapping else _option_names(x) for x in LETTERS
     }
-    checked: list[bool] = []
+    if len(rows) == 0:
+        raise DataError(f"{', '.join(str(name) for name, _, _ in rows.parts)} has no rows")
+    seen: dict[str, None] = {}
 
     def convert(row: Row) -> Example:
-        if not checked:
+        if not seen:
             _check_mapping(mapping, fields_of(row.value))
-            checked.append(True)
+        seen.update(dict.fromkeys(fields_of(row.value)))
         return _table_row(row, columns, pictures, source, pseudonym)
 
-    return collect(rows, convert, quiet=quiet)
+    result = collect(rows, convert, quiet=quiet)
+    missing = [ours for ours in _NEEDED if seen and not any(name in seen for name in columns[ours])]
+    if missing and not result.examples:
+        raise SettingsError(
+            f"no column is known to hold {', '.join(missing)}; it has {', '.join(map(str, seen))}: name them, "
+            + " ".join(f"--map {ours}=COLUMN" for ours in missing)
+        )
+    return result
 
 
 def _option_names(letter: str) -> tuple[str, ...]:
@@ -123,20 +136,22 @@ def _table_row(
 ) -> Example:
     row = fields_of(place.value)
     patient = text_or(row, "", *columns["patient"])
+    question, form = _asked(text(row, *columns["question"]), row, columns)
     return Example(
         id=text_or(row, place.id, *columns["id"]),
         source=text_or(row, source, *columns["source"]),
         images=pictures.find(_image_cell(row, columns["image"])),
-        question=text(row, *columns["question"]),
+        question=question,
         modality=text_or(row, "unknown", *columns["modality"]),
         question_type=text_or(row, "unknown", *columns["question_type"]),
         patient=pseudonym(patient) if patient else None,
         rationale=text_or(row, "", *columns["rationale"]) or None,
-        **_answer_cells(row, columns),
+        **form,
     )
 
 
-def _answer_cells(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+def _asked(question: str, row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tuple[str, dict[str, Any]]:
+    """The question, without the options that may stand in it, and the kind, options and target of its answer."""
     kind = text_or(row, "", *columns["kind"])
     known = find_kind(kind) if kind else None
     if kind and known is None:
@@ -144,13 +159,19 @@ def _answer_cells(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -
     answers = answer_items(row, *columns["answer"])
     references = answer_items(row, *columns["references"]) if _cell(row, columns["references"]) is not None else ()
     options = _options(row, columns)
-    if known is None and not options and len(answers) == 1 and _LETTER.fullmatch(answers[0].strip()):
-        raise RowError(
-            f"answer {answers[0]!r} is a letter, but no column holds options: name them with --map options=COLUMN or "
-            "--map option_A=COLUMN ..., or say what it is in a column kind"
-        )
+    if known in (None, "choice") and not options and len(answers) == 1 and _LETTER.fullmatch(answers[0].strip()):
+        try:
+            question, options = split_inline(question)
+        except RowError as error:
+            raise RowError(
+                f"answer {answers[0]!r} is a letter, but no column holds options: name them with --map options=COLUMN "
+                f"or --map option_A=COLUMN ..., or say what it is in a column kind; and the question {error}"
+            ) from error
+        target = read_letter(answers[0], options)
+        return question, {"kind": "choice", "options": check_options(options, target), "target": target}
     form = answer_form(options, answers, known, text_or(row, "", *columns["tolerance"]))
-    return form | ({"references": (*form.get("references", ()), *references)} if form["kind"] == "short" else {})
+    more = {"references": (*form.get("references", ()), *references)} if form["kind"] == "short" else {}
+    return question, form | more
 
 
 def answer_form(

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medrl.data.prompts import TEMPLATES
-from medrl.data.readers.fields import answer_text, fields_of, option_list, reasoning_text, split_inline, text, text_or
+from medrl.data.readers.fields import answer_text, fields_of, option_list, reasoning_text, text, text_or
+from medrl.data.readers.inline import split_inline
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of

@@ -1,11 +1,17 @@
 """Question-and-answer sets: VQA-RAD, PathVQA, SLAKE. Yes and no become ``yes_no``, all other answers a few words.
 
-VQA-RAD: Lau et al., Scientific Data 2018; hub ``flaviagiammarino/vqa-rad``: image, question, answer.
+VQA-RAD: Lau et al., Scientific Data 2018; the public JSON: image_name, image_organ (HEAD, CHEST, ABD), question,
+answer and more; hub ``flaviagiammarino/vqa-rad``: image, question, answer. Chests are X-rays, abdomens CT; heads are
+CT or MRI.
 PathVQA: He et al., arXiv 2003.10286; hub ``flaviagiammarino/path-vqa``: image, question, answer.
 SLAKE: Liu et al., ISBI 2021, arXiv 2102.09542; hub ``BoKelvin/SLAKE``: train, validation and test.json with img_name,
 question, answer, q_lang (en, zh), modality, answer_type (OPEN, CLOSED), content_type, qid; pictures in imgs/.
 """
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,19 @@ from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
 from medrl.types import Example
 
+_VQA_RAD_ORGANS = {"CHEST": "X-Ray", "ABD": "CT"}
+_MODALITY_WORDS = {
+    "CT": re.compile(r"\b(ct|cat scan|computed tomography)\b", re.IGNORECASE),
+    "MRI": re.compile(r"\b(mri|mr|magnetic resonance|t1|t2|flair|dwi)\b", re.IGNORECASE),
+    "X-Ray": re.compile(r"\b(x-?ray|cxr|radiograph|plain film)s?\b", re.IGNORECASE),
+    "Ultrasound": re.compile(r"\b(ultrasound|sonogra\w+)\b", re.IGNORECASE),
+}
+_ASKS_MODALITY = re.compile(
+    r"\bmodality\b|\bimaging (type|method|technique)\b"
+    r"|\b(type|kind|sort|method|technique) of (imag\w+|scan|study|picture)\b",
+    re.IGNORECASE,
+)
+_ASKS_WHETHER = re.compile(r"\s*(is|was) (this|it|the (above )?(image|scan|study|picture))\b", re.IGNORECASE)
 LANGUAGES = ("en", "zh")
 _CHINESE_PAIRS = (
     ("是", "否"),
@@ -35,7 +54,27 @@ def read_vqa_rad(path: Path, pictures: Pictures, *, split: str | None = None, qu
     Raises:
         DataError: there is nothing to read.
     """
-    return _read_pairs(path, pictures, "VQA-RAD", "Radiology", split, quiet)
+    result = _read_pairs(path, pictures, "VQA-RAD", "unknown", split, quiet)
+    said = _modalities_said(result.examples)
+    known = [
+        replace(row, modality=said.get(row.images, "unknown")) if row.modality == "unknown" else row
+        for row in result.examples
+    ]
+    return replace(result, examples=known)
+
+
+def _modalities_said(examples: Sequence[Example]) -> dict[tuple[Path, ...], str]:
+    """Modality of each picture on which the questions that ask for it agree."""
+    said: dict[tuple[Path, ...], set[str]] = defaultdict(set)
+    for row in examples:
+        if row.kind == "yes_no":
+            words = row.question if row.target == "yes" and _ASKS_WHETHER.match(row.question) else ""
+        else:
+            words = row.target if _ASKS_MODALITY.search(row.question) else ""
+        named = [modality for modality, pattern in _MODALITY_WORDS.items() if pattern.search(words)]
+        if len(named) == 1:
+            said[row.images].update(named)
+    return {images: modalities.pop() for images, modalities in said.items() if len(modalities) == 1}
 
 
 def read_path_vqa(path: Path, pictures: Pictures, *, split: str | None = None, quiet: bool = True) -> ImportResult:
@@ -85,7 +124,7 @@ def _pair(place: Row, pictures: Pictures, source: str, modality: str) -> Example
         images=pictures.find(image),
         question=text(row, "question"),
         options=(),
-        modality=modality,
+        modality=_VQA_RAD_ORGANS.get(text_or(row, "", "image_organ").upper(), modality),
         question_type=text_or(row, "unknown", "question_type"),
         **_answer(text(row, "answer")),
     )
