@@ -110,6 +110,8 @@ def test_a_back_end_that_cannot_run_is_refused_with_those_that_can():
     with pytest.raises(PolicyError, match=r"no attention back end 'flash'.*dense, varlen, flex"):
         choose_back_end("flash", torch.empty(1), 64)
     assert "float32" in str(obstacle("varlen", torch.device("cuda"), torch.float32, 64))
+    assert obstacle("flex", torch.device("cuda"), torch.float32, 64) is None
+    assert "at least 16, not 8" in str(obstacle("flex", torch.device("cuda"), torch.float32, 8))
 
 
 @pytest.mark.gpu

@@ -141,6 +141,8 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, head_width: in
             return f"has no backward pass on a {device.type}"
         if dtype == torch.float64:
             return "has no float64 kernel"
+        if head_width < 16:
+            return f"needs a head width of at least 16, not {head_width}"
     if name == "varlen":
         if device.type == "cuda":
             if dtype not in HALF:
