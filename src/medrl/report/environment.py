@@ -1,6 +1,12 @@
 """How pages are made from templates: everything escaped, nothing hidden, nothing undefined."""
 
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from medrl.report import text
 
@@ -23,3 +29,10 @@ def page_environment() -> Environment:
         p_value=text.p_value,
     )
     return environment
+
+
+def filter_script() -> dict[str, Any]:
+    """``script``, the one that filters test items, and ``script_hash``, by which a page's policy lets it run."""
+    script = (Path(__file__).parent / "templates" / "filters.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": digest}  # ours, from this package

@@ -5,13 +5,13 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medrl.data.images import open_image
 from medrl.errors import ImageError
-from medrl.report.tables import Evaluation, failure
+from medrl.report.tables import FAILURES, Evaluation, failure
 from medrl.rewards.kinds import choices_in
 from medrl.types import LETTERS, EvalRecord
 
@@ -120,6 +120,27 @@ def choose_items(evaluations: Sequence[Evaluation]) -> list[Item]:
         )
         for id, heading in chosen.items()
     ]
+
+
+def by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """Heading -> its items, in their order."""
+    headings: dict[str, list[Item]] = {}
+    for item in items:
+        headings.setdefault(item.heading, []).append(item)
+    return headings
+
+
+def filters(items: Sequence[Item]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(attribute of an item, label, [(value, text), ...]) of each choice that the script offers."""
+    kinds = KINDS if len(items[0].answered) > 1 else {}
+    failures = [name for name in FAILURES if any(item.last.failure == name for item in items)]
+    choices = [
+        ("modality", "Modality", [(name, name) for name in sorted({item.record.modality for item in items})]),
+        ("question", "Question type", [(name, name) for name in sorted({item.record.question_type for item in items})]),
+        ("verdict", "Verdict", [("right", "right"), ("wrong", "wrong"), *((name, name) for name in failures)]),
+        ("kind", "Changed by training", list(kinds.items())),
+    ]
+    return [choice for choice in choices if choice[2]]
 
 
 def _missing_of_domains(records: Sequence[EvalRecord], chosen: Collection[str], field: str) -> list[EvalRecord]:

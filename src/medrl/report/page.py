@@ -6,28 +6,24 @@ characters are spelled out, images are encoded anew, and the page's own policy f
 this one, which it knows by its hash.
 """
 
-import base64
 import dataclasses
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from medrl.errors import RunError
 from medrl.evaluation.intervals import Interval
 from medrl.evaluation.samples import summarize_samples
 from medrl.report import plots, text
-from medrl.report.environment import page_environment
-from medrl.report.gallery import KINDS, RULE, Item, choose_items
+from medrl.report.environment import filter_script, page_environment
+from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.monitors import Reading, read_monitors
 from medrl.report.tables import (
-    FAILURES,
     DomainRow,
     Evaluation,
     Field,
@@ -44,7 +40,6 @@ from medrl.report.tables import (
 )
 from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
 
-SCRIPT = "filters.js"
 MAX_TITLE_NAMES = 4
 _FIGURES = {
     "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
@@ -79,13 +74,11 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
         raise RunError(f"--out {out} is a folder: give a file, e.g. {out / 'report.html'}")
     runs, evaluations = _gather([Path(folder) for folder in dirs])
     test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
-    script = (Path(__file__).parent / "templates" / SCRIPT).read_text(encoding="utf-8")
     page = (
         page_environment()
         .get_template("report.html.jinja")
         .render(
-            script=Markup(script),  # ours, from this package
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **filter_script(),
             title=_title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
             runs=runs,
             curves=_curves(runs),
@@ -185,8 +178,8 @@ def _test_set_part(evaluations: list[Evaluation]) -> dict[str, Any]:
         "against_blind": [compare_to_best_blind(evaluation, baselines) for evaluation in evaluations],
         "failures": failure_rows(evaluations),
         "passes": _passes(evaluations),
-        "gallery": _by_heading(items),
-        "filters": _filters(items),
+        "gallery": by_heading(items),
+        "filters": filters(items),
         "alarms": evaluation_alarms(evaluations),
     }
 
@@ -215,26 +208,6 @@ def _letters(evaluations: Sequence[Evaluation]) -> str:
         for letter in letters
     ]
     return plots.bar_chart(groups, "Share of each letter among the answers and among the targets") if groups else ""
-
-
-def _by_heading(items: Iterable[Item]) -> dict[str, list[Item]]:
-    headings: dict[str, list[Item]] = {}
-    for item in items:
-        headings.setdefault(item.heading, []).append(item)
-    return headings
-
-
-def _filters(items: Sequence[Item]) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(attribute of an item, label, [(value, text), ...]) of each choice that the script offers."""
-    kinds = KINDS if len(items[0].answered) > 1 else {}
-    failures = [name for name in FAILURES if any(item.last.failure == name for item in items)]
-    choices = [
-        ("modality", "Modality", [(name, name) for name in sorted({item.record.modality for item in items})]),
-        ("question", "Question type", [(name, name) for name in sorted({item.record.question_type for item in items})]),
-        ("verdict", "Verdict", [("right", "right"), ("wrong", "wrong"), *((name, name) for name in failures)]),
-        ("kind", "Changed by training", list(kinds.items())),
-    ]
-    return [choice for choice in choices if choice[2]]
 
 
 def _passes(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str, Interval]]]]:

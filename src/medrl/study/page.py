@@ -7,7 +7,9 @@ from typing import Any
 
 from medrl.evaluation.intervals import Interval
 from medrl.report import matrix_plots, plots, text
-from medrl.report.environment import page_environment
+from medrl.report.environment import filter_script, page_environment
+from medrl.report.gallery import RULE, by_heading, choose_items, filters
+from medrl.report.tables import failure_rows
 from medrl.runs import Run, is_run, write_text_atomically
 from medrl.study.figures import by_name
 from medrl.study.plan import Cell, Plan
@@ -15,6 +17,7 @@ from medrl.study.runner import FAILED
 from medrl.study.settings import Study
 from medrl.study.tables import TITLES
 from medrl.study.work import command
+from medrl.study.written import in_domain
 
 CURVES = ("reward", "rewards/choice_correct/mean", "completions/mean_length", "kl", "entropy")
 """Curves of every method's specialists."""
@@ -22,10 +25,18 @@ CURVES = ("reward", "rewards/choice_correct/mean", "completions/mean_length", "k
 
 def write_study_page(plan: Plan, out: Path, figures: Mapping[str, Any], file: Path) -> Path:
     """Write the page of a study's figures."""
+    written = in_domain(plan, out)
+    items = choose_items(written) if written else []
     page = (
         page_environment()
         .get_template("study.html.jinja")
         .render(
+            **filter_script(),
+            written=[evaluation.name for evaluation in written],
+            kinds_of_failure=failure_rows(written) if written else [],
+            gallery_rule=RULE,
+            gallery=by_heading(items),
+            filters=filters(items) if items else [],
             title=plan.study.name,
             asked=_asked(plan),
             axes=[_axis_part(axis, found) for axis, found in figures.items()],
