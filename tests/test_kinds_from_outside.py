@@ -56,7 +56,7 @@ def home(tmp_path_factory) -> Path:
         },
     }  # fmt: skip
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run("train", home / "recipe.yaml", "--out", home / "run")
+    assert "reward" not in run("train", home / "recipe.yaml", "--out", home / "run").stdout  # it imitates
     ask = ("--mode", "no_think", "--template", "plain-no-think", "--train", home / "store")
     run("eval", home / "model", home / "store", "--out", home / "run" / "eval" / "before", "--max-new-tokens", 8, *ask)
     run("eval", home / "run", home / "store", "--out", home / "run" / "eval" / "after")
@@ -90,6 +90,7 @@ def test_reinforcement_goes_on_from_there_with_the_reward_of_the_kinds(home, tmp
     steps = ("training.steps=2", f"{method}.group_size=2", "training.optim.lr=1e-4", "training.curriculum.use=order")
     printed = run("train", home / "recipe.yaml", f"method={method}", start, *steps, "--out", tmp_path / "run")
     assert "reward: {'answer_correct': 1.0, 'well_formed': 1.0}" in printed.stdout
+    assert "curriculum: 6 of 6 questions kept, the easy first" in printed.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert all(row["right"] == (row["parts"]["answer_correct"] == 1.0) for row in rows)
     assert sum(row["right"] for row in rows) > len(rows) / 2

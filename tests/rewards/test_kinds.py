@@ -143,6 +143,20 @@ def test_an_answer_outside_its_tags_counts_when_it_is_all_there_is(kind):
     assert answer_correct(example(kind), completion(f"<think>{TARGETS[kind]}")) == 0.0
 
 
+@pytest.mark.parametrize("kind", ["multi_select", "yes_no", "numeric", "box"])
+@pytest.mark.parametrize("piece", ["A, ", "yes, ", "1/", "x=1 ", "\\frac{", "it is "])
+def test_a_very_long_answer_is_unreadable_rather_than_slow(kind, piece):
+    text = piece * (100_000 // len(piece))
+    assert read_answer(example(kind), completion(FORMS["no_think"].format(text))).value in (None, "yes")
+
+
+def test_a_list_of_options_has_room_for_400_characters_and_twice_all_options():
+    options = ("mass", "effusion", "edema")  # 17 characters
+    for length, answer in ((434, "A, C"), (435, None)):
+        said = completion(f"<answer>A,{' ' * (length - 3)}C</answer>")
+        assert read_answer(example("multi_select", options=options), said).value == answer
+
+
 def test_reasoning_without_tags_is_no_short_answer():
     text = "The image shows a dense consolidation and I believe that it is in the left lung"
     assert read_answer(example("short"), completion(text)).problem == "no answer block"

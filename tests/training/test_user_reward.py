@@ -28,6 +28,15 @@ def raises_on_real_completions(example, completion):
 
 def only_a(example, completion):
     return 1.0 * ("<answer>A</answer>" in completion.text)
+
+def right_or_not(example, completion):
+    return f"<answer>{example.target}</answer>" in completion.text
+
+def polite(example, completion):
+    return 0.5 * bool(completion.text)
+
+def half(example, completion):
+    return 0.5
 """
 
 
@@ -54,6 +63,18 @@ def test_a_function_beside_the_recipe_trains_and_is_recorded(recipe, tmp_path):
     assert {frozenset(row["parts"]) for row in run.rollouts()} == {frozenset({"right"})}
 
 
+def test_a_function_that_says_right_or_not_trains(recipe, tmp_path):
+    run = run_recipe(recipe, ["reward=my_rewards.py:right_or_not"], out=tmp_path / "run", quiet=True)
+    assert {row["parts"]["right_or_not"] for row in run.rollouts()} <= {0.0, 1.0}
+
+
+def test_a_function_that_gives_wrong_answers_as_much_is_warned_about(recipe, tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"as much as the right one for 7 of the first 7 examples \(0\.5 for example-0\)"
+    ):
+        run_recipe(recipe, ["reward=my_rewards.py:polite"], out=tmp_path / "run", quiet=True)
+
+
 def test_rewards_by_source_are_read_from_a_recipe(recipe, tmp_path):
     override = "reward={by_source: {noise: {answer_correct: 1.0, my_rewards.py:only_a: 0.0}}}"
     run = run_recipe(recipe, [override], out=tmp_path / "run", quiet=True)
@@ -65,6 +86,7 @@ def test_rewards_by_source_are_read_from_a_recipe(recipe, tmp_path):
     [
         ("my_rewards.py:batched", RewardError, r"batched on example 'example-0' .*a list, 2 values"),
         ("my_rewards.py:only_a", RewardError, r"right answer of 5 of 7 examples(?s:.*)\n  example-1: 0"),
+        ("my_rewards.py:half", RewardError, r"no more than to an empty completion, .* 7 of 7 examples"),
         ("my_rewards.py:lesion_volume", SettingsError, "has no lesion_volume; did you mean lesion_size"),
         ("rewards_of_mine.py:f", SettingsError, "there is no file rewards_of_mine.py"),
         ("{choice_corect: 1.0}", SettingsError, "did you mean 'choice_correct'"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from medrl.rewards.option_text import clean, says_all, trim, words_of
-from medrl.rewards.parse import read_choice
+from medrl.rewards.parse import SPARE_CHARS, read_choice
 from medrl.rewards.phrases import strip_lead_in, strip_phrases, strip_tail
 from medrl.types import LETTERS
 
@@ -55,6 +55,8 @@ def read_multi_select(text: str, options: Sequence[str]) -> tuple[str | None, st
 
 
 def _options_listed(text: str, options: Sequence[str]) -> tuple[set[int] | None, str]:
+    if len(text) > SPARE_CHARS + 2 * sum(map(len, options)):
+        return None, "answer is too long"
     body = _AROUND_LIST.sub("", strip_phrases(clean(text)))
     # Letters mean the options they stand for, even where an option's own text is a letter: "A, C" is two of them.
     for separator in (r"[,;\n]", r"\s"):

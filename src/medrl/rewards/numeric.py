@@ -19,7 +19,7 @@ _NUMBER_NAMES = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
 _NUMBER_WORDS = {name: float(number) for number, name in enumerate(_NUMBER_NAMES)}
-_ABOUT = re.compile(r"\A(?:about|around|approximately|approx\.?|roughly|circa|ca\.|[~≈])\s?")
+_ABOUT = re.compile(r"\A(?:about|around|approximately|approx\.?|roughly|circa|ca\.|[~≈=])\s?")
 _PLAIN = re.compile(
     r"([+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+))(?:\s?[x×*]\s?10\s?\^?\s?([+-]?\d{1,2})|e([+-]?\d{1,2}))?(?!\s?[/^\d])"
 )

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from rapidfuzz.distance import OSA
 
-ARTICLE = re.compile(r"(?:an?|the) (?=\S{2})")
+ARTICLE = re.compile(r"(?:an?|the) (?=[^\s(\[]\S)")
 LABEL = re.compile(r"[\W_]*[a-z](?:\s?[)\].:,;=|*\n]|\s-\s)")
 """A letter set off as a label, as in ``C) CT``, at the start of a cleaned text."""
 
@@ -37,10 +37,12 @@ _BRACKETED = re.compile(r"([^()\[\]]*[^()\[\]\s])\s?[(\[]([^()\[\]]+)[)\]]?[\s.]
 """``long form (short form)``; some data sets leave the closing bracket out."""
 _ABOVE = r"(?: of)?(?: (?:the|these|those|them))?(?: (?:above|given|listed|options|choices|answers))*"
 _OF_THE_ABOVE = {
-    "none": re.compile(rf"(?:none|neither)(?:{_ABOVE}| a nor b)|以上都不是|以上均不是|以上皆非|都不是"),
-    "all": re.compile(rf"all{_ABOVE}|以上都是|以上均是|以上皆是"),
-    "both": re.compile(rf"both{_ABOVE}|both a and b"),
+    "none of the above": re.compile(rf"(?:none|neither)(?:{_ABOVE}| a nor b)|以上都不是|以上均不是|以上皆非|都不是"),
+    "all of the above": re.compile(rf"all{_ABOVE}|以上都是|以上均是|以上皆是"),
+    "both of the above": re.compile(rf"both{_ABOVE}|both a and b"),
 }
+_BARE = frozenset({"none", "neither", "all", "both"})
+"""What may stand alone for the option that begins with it."""
 _DENIALS = frozenset({"no", "none", "not", "absent", "negative", "false", "excluded", "not present", "not seen"})
 _TYPO_MIN_LETTERS = 8
 _TYPO_SAME_START = 5
@@ -76,7 +78,7 @@ def same_text(text: str, option: str) -> bool:
 
 def says_all(cleaned: str) -> bool:
     """Whether a cleaned text is ``all of the above`` in any of its wordings."""
-    return _OF_THE_ABOVE["all"].fullmatch(" ".join(words_of(cleaned))) is not None
+    return _OF_THE_ABOVE["all of the above"].fullmatch(" ".join(words_of(cleaned))) is not None
 
 
 def clean(text: str) -> str:
@@ -151,6 +153,7 @@ def _names(text: str) -> frozenset[object]:
     cleaned = clean(text)
     plain = " ".join(words_of(cleaned))
     names: set[object] = {group for group, wording in _OF_THE_ABOVE.items() if wording.fullmatch(plain)}
+    names |= {plain} & _BARE
     names |= {_without_article(cleaned)} | ({plain.removeprefix("both ")} if " and " in plain else set())
     if match := _BRACKETED.fullmatch(cleaned):
         outer, inner = _without_article(match[1]), _without_article(match[2])
@@ -167,8 +170,9 @@ def _names_of_option(option: str) -> frozenset[object]:
         inner = _without_article(match[2])
         if sum(map(len, inner)) > 1:  # one letter in brackets is a grade or a label, not a name
             names.add(inner)
-        names.add(_without_article(match[1]))
-    return frozenset(names) - {()}
+        names |= {_without_article(match[1]), _without_article(f"{match[2]} {match[1]}")}
+    first = words_of(clean(option))[:1]
+    return frozenset(names | set(first) & _BARE) - {()}
 
 
 def _denied_in(option: str) -> frozenset[object]:

@@ -167,7 +167,7 @@ _LAST_LETTER = re.compile(
 )
 _LAST_LETTER_CHARS = 32
 _STRUCK_OUT = re.compile(r"(?ais)~~[^~]*~~|<(del|strike)>.*?</\1>")
-_SPARE_CHARS = 400
+SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
 
 
@@ -179,7 +179,7 @@ def read_choice(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     """
     raw = raw.strip()
     # Nothing that long is an option; and Unicode normalization takes quadratic time on a run of combining marks.
-    if len(raw) > _SPARE_CHARS + 2 * max(map(len, options), default=0):
+    if len(raw) > SPARE_CHARS + 2 * max(map(len, options), default=0):
         return None, "answer is too long"
     text = clean(_STRUCK_OUT.sub(" ", raw))
     if not text:
