@@ -108,7 +108,12 @@ def check_bad(result: ImportResult, max_bad_fraction: float = 0.001) -> None:
     if result.bad and not result.examples:
         shown = "\n".join(f"  {row}" for row in result.bad[:_FIRST_ROWS])
         more = f"\n  and {total - _FIRST_ROWS} more; --json lists all" if total > _FIRST_ROWS else ""
-        raise DataError(f"none of the {total} rows can be used:\n{shown}{more}")
+        what = (
+            "nothing can be read"
+            if all(row.position < 0 for row in result.bad)
+            else f"none of the {total} rows can be used"
+        )
+        raise DataError(f"{what}:\n{shown}{more}")
     whole_files = any(row.position < 0 for row in result.bad)
     fraction = 1.0 if whole_files else len(result.bad) / total if total else 0.0
     if fraction <= max_bad_fraction:
