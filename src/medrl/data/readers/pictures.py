@@ -13,7 +13,8 @@ from medrl.data.images import View, check_image, open_image, open_slices
 from medrl.data.paths import safe_path
 from medrl.data.phi import MODALITIES, check_burned_in
 from medrl.data.readers.rows import RowError
-from medrl.data.scans import read_dicom_header, scan_kind
+from medrl.data.scan_dicom import read_dicom_header
+from medrl.data.scan_files import scan_kind
 from medrl.errors import DataError, ImageError
 
 _SUFFIXES = {
