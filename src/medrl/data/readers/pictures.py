@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,12 @@ class Pictures:
             raise RowError(f"image {relative} does not exist")
         return found
 
-    def _candidates(self, relative: str) -> list[Path]:
-        try:
-            return [safe_path(self.root, f"{folder}/{relative}" if folder else relative) for folder in self.folders]
-        except DataError as error:
-            raise RowError(str(error)) from error
+    def _candidates(self, relative: str) -> Iterator[Path]:
+        for folder in self.folders:
+            try:
+                yield safe_path(self.root, f"{folder}/{relative}" if folder else relative)
+            except DataError as error:
+                raise RowError(str(error)) from error
 
     def _checked(self, path: Path) -> tuple[Path, ...]:
         if path not in self._found:
