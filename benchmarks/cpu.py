@@ -4,12 +4,11 @@ The ratio in seconds is what to read on a quiet machine; the ratio in processor 
 what to read where others compute at the same time.
 """
 
-import importlib.util
+import tempfile
+from pathlib import Path
 
-from tables import Case, eval_table, machine, run, step_table
+from tables import TRAINER, Case, Outcome, eval_table, machine, run, step_table
 
-LIMIT_S = 1800
-TRAINER = "trl" if importlib.util.find_spec("trl") else "naive"  # trl comes with pip install 'medrl[interop]'
 STEPS = [
     Case(f"25m, 224 px, 4 x 8 x 64 tokens, KL, against {TRAINER}", ("step", "--model", "25m", "--baseline", TRAINER)),
     Case(
@@ -22,9 +21,14 @@ EVALUATIONS = [Case("25m, 224 px, 32 tokens", ("eval", "--model", "25m", "--comp
 
 
 def main() -> None:
-    outcomes = [run(case, LIMIT_S) for case in STEPS]
+    outcomes = run_all(STEPS)
     print(f"{machine(outcomes)}\n\n{step_table(outcomes)}\n", flush=True)
-    print(eval_table([run(case, LIMIT_S) for case in EVALUATIONS]))
+    print(eval_table(run_all(EVALUATIONS)))
+
+
+def run_all(cases: list[Case]) -> list[Outcome]:
+    with tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder:
+        return [run(case, case.limit_s, Path(folder) / "case") for case in cases]
 
 
 if __name__ == "__main__":

@@ -1,73 +1,135 @@
 """One call on a machine with a CUDA GPU and no network: exactness first, then the GPU tables of README.md.
 
     python benchmarks/gpu.py [--out DIR] [--seconds 520]
+    python benchmarks/gpu.py --tiny --out DIR          the same calls on the smallest model, on any device: a rehearsal
 
-Needs this repository, and medrl with its ``test`` extra (and ``interop`` for TRL) installed. Cases run in order of
-importance until the time is used up; those left over are named. Raw results go to DIR as JSON.
+Needs this repository and medrl's dependencies with its ``test`` extra (and ``interop`` for TRL); medrl itself need not
+be installed. Sections run in order of importance, each under a limit of its own, until the time is used up; those that
+fail or are left over are named, and leave the others alone. Five files in DIR (or $OUT) hold all that is found, at
+once: exactness.txt, results.json, tables.md, profile.txt and log.txt, with what every call printed.
 """
 
 import argparse
 import json
-import subprocess
+import os
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tables import Case, Outcome, eval_table, machine, run, step_table
+from tables import ROOT, TRAINER, Case, Outcome, call, eval_table, machine, missing_packages, run, step_table
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "benchmarks" / "README.md"
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+EXACTNESS_S, PROFILE_S = 200.0, 100.0
+LEAST_S = 20.0
+"""Less time than this is not worth a start."""
 SHAPE = ("--model", "2b", "--prompts", "8", "--group", "8", "--prompt-tokens", "80", "--completion-tokens", "160")
+SMALL = ("--image-px", "448")
+PROFILED = ("benchmarks/profile_step.py", *SHAPE, *SMALL)
 CASES = [
-    Case("2b, 448 px, 8 x 8 x 160, KL", ("step", *SHAPE, "--image-px", "448")),
-    Case("2b, 1008 px, 8 x 8 x 160, KL", ("step", *SHAPE, "--image-px", "1008")),
+    Case("2b, 448 px, 8 x 8 x 160, KL", ("step", *SHAPE, *SMALL), 150),
+    Case("2b, 1008 px, 8 x 8 x 160, KL", ("step", *SHAPE, "--image-px", "1008"), 120),
     Case("2b, 392 px, 96 tokens", ("eval", "--model", "2b", "--image-px", "392", "--items", "256",
-                                   "--batch-size", "256", "--repeats", "1")),
-    Case("2b, 448 px, beside TRL", ("step", *SHAPE, "--image-px", "448", "--baseline", "trl")),
-    Case("2b, 448 px, layers compiled", ("step", *SHAPE, "--image-px", "448", "--compile-layers")),
-    Case("2b, 448 px, flex", ("step", *SHAPE, "--image-px", "448", "--attention", "flex")),
-    Case("2b, 448 px, recomputed", ("step", *SHAPE, "--image-px", "448", "--checkpoint-activations")),
-    Case("2b, 448 px, no KL", ("step", *SHAPE, "--image-px", "448", "--kl", "0")),
+                                   "--batch-size", "256", "--repeats", "1"), 90),
+    Case("2b, 448 px, layers not compiled", ("step", *SHAPE, *SMALL, "--compile-layers", "off"), 90),
+    Case(f"2b, 448 px, beside {TRAINER}", ("step", *SHAPE, *SMALL, "--steps", "2", "--baseline", TRAINER), 150),
+    Case("2b, 448 px, flex", ("step", *SHAPE, *SMALL, "--attention", "flex"), 120),
+    Case("2b, 448 px, recomputed", ("step", *SHAPE, *SMALL, "--checkpoint-activations"), 120),
+    Case("2b, 448 px, no KL", ("step", *SHAPE, *SMALL, "--kl", "0"), 90),
 ]  # fmt: skip
+REHEARSED = {
+    "2b": "tiny", "8": "2", "80": "30", "160": "4", "448": "56", "1008": "84", "392": "56", "96": "4", "256": "2",
+}  # fmt: skip
+"""What ``--tiny`` says in place of a word."""
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    words.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-gpu", help="where raw results go")
+    out = Path(os.environ.get("OUT") or ROOT / "runs" / "bench-gpu")
+    words.add_argument("--out", type=Path, default=out, help="where raw results go; default: $OUT, or runs/bench-gpu")
     words.add_argument("--seconds", type=float, default=520.0, help="time for everything")
+    words.add_argument("--tiny", action="store_true", help="a rehearsal, on any device; README.md is left alone")
     given = words.parse_args()
-    if not torch.cuda.is_available():
+    missing = missing_packages()
+    if missing:
+        print(
+            f"missing here: {', '.join(missing)}; carry them along and name their folder in PYTHONPATH", file=sys.stderr
+        )
+        return 2
+    if not torch.cuda.is_available() and not given.tiny:
         print("there is no CUDA GPU here; benchmarks/cpu.py has the CPU tables", file=sys.stderr)
         return 1
     end = time.monotonic() + given.seconds
     given.out.mkdir(parents=True, exist_ok=True)
-    exact = exactness(given.out / "exactness.txt", end - time.monotonic())
+    with tempfile.TemporaryDirectory(prefix="medrl-bench-") as scratch:
+        return measure(given.out, Path(scratch), end, tiny=given.tiny)
+
+
+def measure(out: Path, scratch: Path, end: float, *, tiny: bool) -> int:
+    """All sections, until the monotonic time ``end``. Returns the exit code."""
+    exact = exactness(out, scratch / "exactness", min(EXACTNESS_S, end - time.monotonic()))
     outcomes: list[Outcome] = []
-    for case in CASES:
-        left = end - time.monotonic()
-        outcomes.append(run(case, left) if left > 20 else Outcome(case, None, "not run: no time left"))
+    for number, case in enumerate(CASES):
+        left, log = end - time.monotonic(), scratch / f"case-{number}"
+        if left > LEAST_S:
+            outcomes.append(run(rehearsed(case) if tiny else case, left, log))
+            keep(out, case.name, log)
+        else:
+            outcomes.append(Outcome(case, None, "not run: no time left"))
         # After each case: whatever ends this program, what was measured is there.
         raw = [{"case": o.case.name, "problem": o.problem, "found": o.found} for o in outcomes]
-        (given.out / "results.json").write_text(json.dumps(raw, indent=1))
-        write_tables(tables(exact, outcomes), given.out / "tables.md")
-    return 0 if exact.startswith("passed") and all(outcome.found for outcome in outcomes) else 1
+        (out / "results.json").write_text(json.dumps(raw, indent=1))
+        write_tables(tables(exact, outcomes), out / "tables.md", into_readme=not tiny)
+        if number == 0 and end - time.monotonic() > LEAST_S:
+            # What the first row's seconds are made of.
+            log = scratch / "profile"
+            problem = call(shrunk(PROFILED) if tiny else PROFILED, min(PROFILE_S, end - time.monotonic()), log)
+            keep(out, f"profile {problem}", log, also=out / "profile.txt")
+    return 0 if (tiny or exact.startswith("passed")) and all(outcome.found for outcome in outcomes) else 1
 
 
-def exactness(log: Path, limit_s: float) -> str:
+def keep(out: Path, name: str, log: Path, also: Path | None = None) -> None:
+    """Put what a call printed behind the rest, and its output by itself where that is asked."""
+    printed, said = (log.with_suffix(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
+    with (out / "log.txt").open("a") as file:
+        file.write(f"=== {name}\n{printed}\n--- messages\n{said}\n")
+    if also is not None:
+        also.write_text(printed)
+
+
+def rehearsed(case: Case) -> Case:
+    """The same call, as small as it can be."""
+    return Case(f"rehearsal of {case.name}", shrunk(case.words), case.limit_s)
+
+
+def shrunk(words: Sequence[str]) -> tuple[str, ...]:
+    unable = {} if torch.cuda.is_available() else {"flex": "auto"}  # it has no backward pass on a CPU
+    return tuple({**REHEARSED, **unable}.get(word, word) for word in words)
+
+
+def exactness(out: Path, log: Path, limit_s: float) -> str:
     """Run the tests that need a GPU. Returns how that ended."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/policy", "tests/rollout", "tests/training"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(150.0, limit_s))
-    except subprocess.TimeoutExpired:
-        return "not finished in time"
-    log.write_text(done.stdout + done.stderr)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    return f"{'passed' if done.returncode == 0 else 'FAILED'}: {last}"
+    files = sorted(str(f) for f in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in f.read_text("utf-8"))
+    problem = call(["-m", "pytest", "-m", "gpu", "-vv", "-p", "no:cacheprovider", *files], limit_s, log)
+    keep(out, "exactness", log, also=out / "exactness.txt")
+    text = (out / "exactness.txt").read_text()
+    counts = {
+        word: len(re.findall(rf"^\S+::.* {word}", text, re.M)) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")
+    }
+    said = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count) or "none ended"
+    if not problem and not counts["PASSED"]:
+        return f"none ran ({said})"
+    if problem:
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.M)
+        return f"FAILED ({said}): {', '.join(failed) or problem}"
+    return f"passed ({said})"
 
 
-def tables(exact: str, outcomes: list[Outcome]) -> str:
+def tables(exact: str, outcomes: Sequence[Outcome]) -> str:
     """What README.md shows."""
     parts = [
         f"{time.strftime('%Y-%m-%d')}, {machine(outcomes)}. Made by `python benchmarks/gpu.py`.",
@@ -78,12 +140,13 @@ def tables(exact: str, outcomes: list[Outcome]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_tables(text: str, also: Path) -> None:
-    """Into README.md, between its marks, and beside the raw results."""
+def write_tables(text: str, also: Path, *, into_readme: bool) -> None:
+    """Beside the raw results, and into README.md between its marks."""
     also.write_text(text)
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+    if into_readme:
+        before, _, rest = README.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        README.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
 
 
 if __name__ == "__main__":

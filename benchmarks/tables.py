@@ -1,13 +1,20 @@
 """Runs ``medrl bench`` for a list of cases, each in a process of its own, and writes Markdown tables."""
 
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+TRAINER = "trl" if importlib.util.find_spec("trl") else "naive"  # trl comes with pip install 'medrl[interop]'
 PHASES = ("data", "vision", "prefill", "decode", "reference", "policy", "optimizer")
 
 
@@ -18,6 +25,8 @@ class Case:
     name: str
     words: tuple[str, ...]
     """``step ...`` or ``eval ...``."""
+    limit_s: float = 1800.0
+    """It is ended after so long."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +38,51 @@ class Outcome:
     problem: str = ""
 
 
-def run(case: Case, limit_s: float) -> Outcome:
+def run(case: Case, limit_s: float, log: Path) -> Outcome:
     """Run a case; one that fails or takes too long says so in the table, and the others go on."""
-    command = [sys.executable, "-m", "medrl", "bench", *case.words, "--json"]
-    print(f"{time.strftime('%H:%M:%S')} {' '.join(command[2:])}", file=sys.stderr, flush=True)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, limit_s))
-    except subprocess.TimeoutExpired:
-        return Outcome(case, None, f"not finished in {limit_s:.0f} s")
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(done.stderr, file=sys.stderr)
-        return Outcome(case, None, f"failed: {last[:120]}")
-    return Outcome(case, json.loads(done.stdout))
+    problem = call(["-m", "medrl", "bench", *case.words, "--json"], min(limit_s, case.limit_s), log)
+    return Outcome(case, None if problem else json.loads(log.with_suffix(".out").read_text()), problem)
+
+
+def call(words: Sequence[str], limit_s: float, log: Path) -> str:
+    """Run Python with these words, on this repository's medrl. Returns what went wrong, "" for nothing.
+
+    What it prints goes to ``log``.out and ``log``.err as it comes. It ends with all its children: workers of a compiler
+    would go on otherwise, and hold what they print to.
+    """
+    print(f"{time.strftime('%H:%M:%S')} python {' '.join(words)}", file=sys.stderr, flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
+        child = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdout=out, stderr=err, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            status = child.wait(timeout=max(1.0, limit_s))
+        except subprocess.TimeoutExpired:
+            return f"not finished in {limit_s:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if status == 0:
+        return ""
+    lines = log.with_suffix(".err").read_text(errors="replace").strip().splitlines() or ["no message"]
+    print("\n".join(lines[-30:]), file=sys.stderr)
+    return f"failed: {lines[-1][:120]}"
+
+
+def missing_packages() -> list[str]:
+    """What medrl's benchmarks and exactness tests need and this Python has not."""
+    needed = ("accelerate", "hypothesis", "numpy", "peft", "PIL", "pydantic", "pytest", "pytest_timeout", "rich",
+              "safetensors", "tokenizers", "torchvision", "transformers", "typer", "yaml")  # fmt: skip
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 STEP_HEADINGS = (
     "step", "seconds", " / ".join(PHASES), "limit", "of the limit", "decode, ms per token", "tokens/s", "peak GB",
-    "baseline, s", "ratio", "ratio, processor time", "attention",
+    "baseline, s", "ratio", "ratio, processor time", "attention", "layers",
 )  # fmt: skip
 EVAL_HEADINGS = ("evaluation", "items/s", "transformers generate, items/s", "ratio", "ratio, processor time", "same")
 
@@ -73,6 +109,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
         f"{found['speedup']:.1f}" if base else "",
         f"{found['cpu_speedup']:.1f}" if base else "",
         found["attention"],
+        "compiled" if found["compiled"] else "as they are",
     ]
 
 

@@ -1,6 +1,8 @@
 """What Slurm would be given, and submitit's own local executor running the job for real."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -112,6 +114,82 @@ def test_a_preempted_job_saves_first_and_is_requeued_a_cancelled_one_is_not(monk
     stopped_by(monkeypatch, signal.SIGTERM)
     assert launch.describe(recipe, (), tmp_path / "run")() == "saved" and in_a_job == []
     assert issubclass(Stopped, KeyboardInterrupt)
+
+
+STUDY = """
+data: {demo: true}
+axes: {modality: {}}
+policy: {model: demo-base, dtype: float32}
+methods: {sft: {method: sft}}
+"""
+
+
+def test_a_study_is_known_by_its_methods_and_each_of_its_tasks_works_alone_on_a_gpu(monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from medrl.study.runner import Outcome
+
+    seen = []
+
+    def run_study(opened, *, say):
+        seen.append((opened, os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("RANK")))
+        return Outcome(done=[], failed=[], blocked=[])
+
+    monkeypatch.setattr("medrl.study.study.open_study", lambda recipe, overrides, out: (recipe.name, overrides, out))
+    monkeypatch.setattr("medrl.study.study.run_study", run_study)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    job = launch.describe(tmp_path / "study.yaml", ("seeds=[1]",), tmp_path / "out")
+    assert job.work == "study"
+    for rank in (0, 1):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # as Slurm shows them to every task of a node
+        assert launch.WORK[job.work](job, SimpleNamespace(num_tasks=2, local_rank=rank)) == str(tmp_path / "out")
+    expected = ("study.yaml", ("seeds=[1]",), tmp_path / "out")
+    assert seen == [(expected, "4", None), (expected, "6", None)]
+
+
+@pytest.mark.parametrize(("number", "requeued"), [("SIGUSR2", 1), ("SIGTERM", 0)])
+def test_a_study_that_is_preempted_between_its_cells_is_requeued_a_cancelled_one_is_not(
+    monkeypatch, in_a_job, tmp_path, number, requeued
+):
+    from medrl.study.runner import run_cells
+
+    def run_study(opened, *, say):
+        os.kill(os.getpid(), getattr(signal, number))
+        return run_cells([], tmp_path, lambda cell: None, say=say)
+
+    monkeypatch.setattr("medrl.study.study.open_study", lambda *_, **__: None)
+    monkeypatch.setattr("medrl.study.study.run_study", run_study)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    assert launch.describe(tmp_path / "study.yaml", (), tmp_path / "out")() == "saved"
+    assert len(in_a_job) == requeued
+
+
+@pytest.mark.slow
+def test_two_tasks_of_submitit_s_local_executor_share_a_study(make_policy, make_examples, tmp_path):
+    pytest.importorskip("submitit")
+    import torch
+
+    from medrl.data.store import write_store
+
+    make_policy(torch.float32).save(tmp_path / "model")
+    for side in ("train", "test"):
+        examples = make_examples(tmp_path / f"{side}-images", 8, prefix=side)
+        write_store(tmp_path / side, examples, source="noise", license="none")
+    study = STUDY.replace("{demo: true}", f"{{train: {tmp_path / 'train'}, test: {tmp_path / 'test'}}}")
+    study = study.replace("demo-base", str(tmp_path / "model"))
+    training = (
+        "{steps: 2, prompts_per_step: 2, mode: no_think, template: plain-no-think, sampling: {max_new_tokens: 6}}"
+    )
+    (tmp_path / "study.yaml").write_text(f"{study}recipe: {{training: {training}}}\n")
+    job = launch.describe(tmp_path / "study.yaml", (), tmp_path / "out")
+    parameters = launch.slurm_parameters(nodes=1, gpus=2, hours=1, partition=None, account=None, name="x")
+    handed_in = launch.submit(job, tmp_path / "jobs", parameters, cluster="local")
+    deadline = time.monotonic() + 250
+    while not handed_in.done() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert handed_in.results() == [str(tmp_path / "out")] * 2, handed_in.stderr()
+    assert (tmp_path / "out" / "matrices.json").exists()
+    assert len(list(tmp_path.glob("out/cells/*/claims/*.json"))) == len(list(tmp_path.glob("out/cells/*"))) == 5
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ def train(
     run = run_recipe(recipe, given, out=out, resume=resume, max_hours=max_hours)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, the first one speaks
-    typer.echo(f"reward: {run.recipe['reward']}")
+    if run.recipe["method"] != "sft":  # which imitates right answers and asks no reward about its own
+        typer.echo(f"reward: {run.recipe['reward']}")
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")
 
 
@@ -144,7 +145,8 @@ def rescore(
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="For judge: the model's name there.")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="For judge: file of verdicts; default: judge.jsonl in DIR, or none.")
+        Path | None,
+        typer.Option(help="For judge: file of verdicts; default: judge.jsonl in DIR, or beside FILE.jsonl."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -163,22 +165,29 @@ def rescore(
       medrl rescore runs/ct/eval/after --scorer lenient --out runs/ct/eval/after-lenient
       medrl rescore --completions answers.jsonl
     """
-    from medrl.errors import SettingsError
+    from medrl.errors import DataError, SettingsError
     from medrl.evaluation.rescore import rescore_file, rescore_folder
     from medrl.rewards.judge import choose_scorer
     from medrl.runs import write_text_atomically
 
     if (folder is None) == (completions is None):
         raise SettingsError("give an evaluation folder or --completions FILE.jsonl, one of the two")
-    cache = cache or (folder / "judge.jsonl" if folder is not None else None)
+    place = folder or (completions.parent if completions is not None and str(completions) != "-" else None)
+    cache = cache or (place / "judge.jsonl" if place is not None else None)
     grade = choose_scorer(scorer, endpoint, judge_model, cache)
     if completions is not None:
-        rows = (json.dumps(row) for row in rescore_file(completions, grade))
+        verdicts = []
+        for verdict in rescore_file(completions, grade):
+            verdicts.append(verdict)
+            if out is None:
+                typer.echo(json.dumps(verdict))
         if out is not None:
-            write_text_atomically(out, "".join(f"{row}\n" for row in rows))
-            return
-        for row in rows:
-            typer.echo(row)
+            write_text_atomically(out, "".join(f"{json.dumps(verdict)}\n" for verdict in verdicts))
+        errors = [verdict["error"] for verdict in verdicts if "error" in verdict]
+        if errors:
+            raise DataError(
+                f"{len(errors)} of {len(verdicts)} rows could not be graded and have an error; the first: {errors[0]}"
+            )
         return
     assert folder is not None  # one of the two is given
     found = rescore_folder(folder, scorer, grade, out)
@@ -286,7 +295,9 @@ def bench_step(
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Recompute layers in the backward pass.")
     ] = False,
-    compile_layers: Annotated[bool, typer.Option("--compile-layers", help="Compile the decoder layers.")] = False,
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Compile the layers; auto: on a GPU.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Time a GRPO step, its phases, and how far it is from what the machine could do.
@@ -316,7 +327,7 @@ def bench_step(
             attention=attention,
             tokens_per_micro_batch=tokens_per_micro_batch,
             checkpoint_activations=checkpoint_activations,
-            compile_layers=compile_layers,
+            compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
         )
     )
     if as_json:
@@ -332,6 +343,7 @@ def bench_step(
     typer.echo(
         f"{result['tokens_per_s']:.0f} tokens/s, {result['fraction_of_limit']:.0%} of the limit, "
         f"MFU {result['mfu']:.0%}, peak {result['peak_gb']:.1f} GB, attention {result['attention']}"
+        + (", layers compiled" if result["compiled"] else "")
     )
     if baseline is not None:
         typer.echo(

@@ -77,9 +77,11 @@ def _launches() -> None:
 
 @launches.command()
 def slurm(
-    recipe: RecipeFile,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What is to be trained, or a study.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The run folder, on a disk that all nodes see.")] = Path("runs/slurm"),
+    out: Annotated[Path, typer.Option(help="The run's or study's folder, on a disk that all nodes see.")] = Path(
+        "runs/slurm"
+    ),
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each; as many tasks.")] = 8,
     hours: Annotated[float, typer.Option(help="Time asked for; a run that needs more is requeued.")] = 24.0,
@@ -87,14 +89,16 @@ def slurm(
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and stop.")] = False,
 ) -> None:
-    """Hand a run to Slurm.
+    """Hand a run, or a study, to Slurm.
 
-    One task per GPU on every node. Before its time is up, or when it is preempted, the run saves and goes back into the
-    queue, and continues where it was. Needs pip install 'medrl[cluster]'.
+    One task per GPU on every node: the ranks of a run, or workers that share the cells of a study. Before its time is
+    up, or when it is preempted, it saves and goes back into the queue, and continues where it was. Needs pip install
+    'medrl[cluster]'.
 
     \b
     Example:
       medrl launch slurm recipes/med-r1-ct-think.yaml --nodes 2 --gpus 8 --out runs/ct --dry-run
+      medrl launch slurm recipes/study-med-r1.yaml --nodes 2 --gpus 8 --out runs/study-med-r1 --dry-run
     """
     from medrl import launch
 

@@ -33,6 +33,10 @@ def study(
     expiry: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which a worker on another machine counts as dead.")
     ] = 120.0,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share the work here, each on a GPU of its own where there are any."),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Train specialists, test each on every domain, say what is significant.
@@ -47,8 +51,11 @@ def study(
     Example:
       medrl study recipes/study-mini.yaml --plan --out runs/study-mini
       medrl study recipes/study-mini.yaml --out runs/study-mini
+      medrl study recipes/study-med-r1.yaml --workers 8 --out runs/study-med-r1
     """
+    from medrl.study.runner import forget_failures
     from medrl.study.study import measure, open_study, run_study
+    from medrl.study.workers import run_workers
 
     terminal.quiet_libraries()
     opened = open_study(recipe, overrides or (), out=out, quiet=as_json)
@@ -59,10 +66,16 @@ def study(
         return
     if not as_json:
         typer.echo("\n".join(opened.lines()))
-    outcome = run_study(
+    if workers > 1:
+        if retry_failed:  # once, and not by each of them
+            forget_failures(opened.plan.cells, out)
+        # --json: their bars would be drawn over each other.
+        words = ["study", str(recipe), *(overrides or ()), "--out", str(out), "--no-calibrate", "--json"]
+        run_workers([*words, "--expiry", str(expiry)], workers)
+    outcome = run_study(  # where workers were, what they left, and the figures
         opened,
         say=lambda line: typer.echo(line, err=True),
-        retry_failed=retry_failed,
+        retry_failed=retry_failed and workers == 1,
         expiry_s=expiry,
         quiet=as_json or not sys.stderr.isatty(),  # inside a cell there is a bar, or nothing
     )

@@ -1,7 +1,8 @@
-"""Launching a run on a Slurm cluster through submitit: a task per GPU, saved and requeued when its time is up.
+"""Launching a run or a study on a Slurm cluster through submitit: a task per GPU, saved and requeued when time is up.
 
-Slurm sends SIGUSR2 before the end (and at preemption). The run then finishes its micro-batch, saves, and submitit
-requeues the job, which continues with ``resume="auto"``. A job that is cancelled saves too, and is not requeued.
+The tasks of a run are its ranks; the tasks of a study are workers, each with a GPU of its own, that take cells from one
+folder. Slurm sends SIGUSR2 before the end (and at preemption). The work then goes on to its next safe point, saves, and
+submitit requeues the job, which continues where it was. A job that is cancelled saves too, and is not requeued.
 """
 
 import os
@@ -9,13 +10,15 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from medrl.errors import MissingExtraError, SettingsError
+from medrl import stopping
+from medrl.errors import MissingExtraError, RunError, SettingsError
+from medrl.settings import read_recipe
 from medrl.stopping import Stopped
 
 SECONDS_TO_SAVE = 180
@@ -23,46 +26,67 @@ SECONDS_TO_SAVE = 180
 
 
 @dataclass
-class TrainJob:
+class Job:
     """What every task of the job runs; submitit pickles it into the job's folder, which only its owner can write."""
 
     recipe: str
     overrides: tuple[str, ...]
     out: str
+    work: Literal["train", "study"] = "train"
     _asked: list[int] = field(default_factory=list)
 
     def __call__(self) -> str:
         from submitit import JobEnvironment
-        from submitit.helpers import TorchDistributedEnvironment
-
-        from medrl.training.recipe import run_recipe
 
         environment = JobEnvironment()
-        if environment.num_tasks > 1:
-            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         preempted = environment._usr_sig()
         requeue: Any = signal.getsignal(preempted)
 
         def ask(number: int, frame: Any) -> None:
             self._asked.append(number)
-            os.kill(os.getpid(), signal.SIGTERM)  # which a run that is under way takes as a request
+            os.kill(os.getpid(), signal.SIGTERM)  # which work that is under way takes as a request
 
         signal.signal(preempted, ask)
         # submitit would pass over it; a run that is asked before it has begun has nothing to save.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            run = run_recipe(Path(self.recipe), self.overrides, out=Path(self.out), resume="auto")
+            return WORK[self.work](self, environment)
         except Stopped:
             if self._asked and callable(requeue):
                 requeue(preempted, None)  # on rank 0 it does not return
             return "saved"
-        return str(run.path)
 
     def checkpoint(self) -> Any:
         """What goes into the queue again: the same, it resumes by itself."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(TrainJob(self.recipe, self.overrides, self.out))
+        return DelayedSubmission(Job(self.recipe, self.overrides, self.out, self.work))
+
+
+def _train(job: Job, environment: Any) -> str:
+    from submitit.helpers import TorchDistributedEnvironment
+
+    from medrl.training.recipe import run_recipe
+
+    if environment.num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    return str(run_recipe(Path(job.recipe), job.overrides, out=Path(job.out), resume="auto").path)
+
+
+def _study(job: Job, environment: Any) -> str:
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if len(gpus) > 1:  # Slurm shows a node's GPUs to all of its tasks; here each works alone
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[environment.local_rank]
+    from medrl.study.study import open_study, run_study
+
+    with stopping.at_safe_points():  # between cells and while it waits, too
+        outcome = run_study(open_study(Path(job.recipe), job.overrides, out=Path(job.out)), say=print)
+    if outcome.failed:
+        raise RunError(f"{len(outcome.failed)} cells of {job.out} failed; medrl study --retry-failed tries them again")
+    return job.out
+
+
+WORK: dict[str, Callable[[Job, Any], str]] = {"train": _train, "study": _study}
 
 
 def slurm_parameters(
@@ -97,7 +121,7 @@ def slurm_script(folder: Path, parameters: dict[str, Any]) -> str:
     return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
-def submit(job: TrainJob, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
+def submit(job: Job, folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
     """Hand the job in. Returns submitit's job. ``cluster`` "local" runs its tasks on this machine.
 
     Raises ``SettingsError`` where there is no Slurm.
@@ -117,11 +141,13 @@ def submit(job: TrainJob, folder: Path, parameters: dict[str, Any], cluster: str
     return executor.submit(job)
 
 
-def describe(recipe: Path, overrides: Sequence[str], out: Path) -> TrainJob:
-    """The job of a recipe, with paths that hold wherever it starts. Raises ``SettingsError`` for a missing recipe."""
-    if not recipe.is_file():
-        raise SettingsError(f"recipe {recipe} does not exist; give the path of a YAML file")
-    return TrainJob(str(recipe.resolve()), tuple(overrides), str(out.resolve()))
+def describe(recipe: Path, overrides: Sequence[str], out: Path) -> Job:
+    """The job of a recipe, or of a study, which is known by its methods; with paths that hold wherever it starts.
+
+    Raises ``SettingsError`` for a recipe that is missing or no YAML.
+    """
+    work = "study" if "methods" in read_recipe(recipe) else "train"
+    return Job(str(recipe.resolve()), tuple(overrides), str(out.resolve()), work)
 
 
 def _require_submitit() -> None:

@@ -6,6 +6,8 @@ A run folder                                    An evaluation folder
     metrics.jsonl    one row per step               asked.json      who was asked, how, how many questions
     rollouts.jsonl   one row per completion         shards/<i>-of-<n>/  what one of several processes answered
     pass_rates.jsonl one row per example, where a curriculum asked
+    quarantine.jsonl one row per step that was left out, and why
+    .lock            held by the process that trains into the folder
     checkpoints/     eval/<name>/
 
 Logs are JSON lines. A process killed while writing leaves at most one torn line, at the end: reading ignores it and
@@ -13,10 +15,14 @@ the next append cuts it off. Files that are replaced (recipe, provenance, summar
 """
 
 import dataclasses
+import fcntl
 import json
+import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,8 @@ PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 PASS_RATES = "pass_rates.jsonl"
+LOCK = ".lock"
+"""Held by the process that trains into a run folder; says which one that is."""
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 ASKED = "asked.json"
@@ -37,7 +45,9 @@ ASKED = "asked.json"
 PROGRESS = "progress.json"
 """Since when the newest process answers, and what it found answered."""
 SHARDS = "shards"
-LOGS = (METRICS, ROLLOUTS)
+QUARANTINE = "quarantine.jsonl"
+LOGS = (METRICS, ROLLOUTS, QUARANTINE)
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -100,6 +110,14 @@ class Run:
         """Add one row per completion."""
         _append_lines(self.path / ROLLOUTS, rows)
 
+    def append_quarantine(self, row: Mapping[str, Any]) -> None:
+        """Add a step that was left out: ``step``, ``reason``."""
+        _append_lines(self.path / QUARANTINE, [row])
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """All rows, oldest first; empty where every step was taken."""
+        return list(_read_lines(self.path / QUARANTINE))
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows, oldest first."""
         return list(_read_lines(self.path / METRICS))
@@ -118,27 +136,30 @@ class Run:
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
-        sizes = {name: _synced_size(self.path / name) for name in LOGS}
+        logs = [name for name in LOGS if name != QUARANTINE or (self.path / name).exists()]  # there is rarely one
+        sizes = {name: _synced_size(self.path / name) for name in logs}
         sync(self.path)  # a log that is new has a name, too, that a power cut could take
         return sizes
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Cut the logs back to where they were at a checkpoint, so that a resumed run writes no line twice.
 
-        Raises RunError, before anything is cut, when a log is shorter than it was then.
+        A log that the checkpoint does not know is emptied: there was none yet. Raises RunError, before
+        anything is cut, when a log is shorter than it was then.
         """
+        before = dict.fromkeys(LOGS, 0) | dict(offsets)
         for name in LOGS:
             file = self.path / name
             size = file.stat().st_size if file.exists() else 0
-            if size < offsets[name]:
+            if size < before[name]:
                 raise RunError(
-                    f"{file} has {size} bytes but had {offsets[name]} when the checkpoint was saved: part of the log "
+                    f"{file} has {size} bytes but had {before[name]} when the checkpoint was saved: part of the log "
                     "was lost; restore it, or start anew with another --out"
                 )
         for name in LOGS:
             if (self.path / name).exists():
                 with (self.path / name).open("r+b") as stream:
-                    stream.truncate(offsets[name])
+                    stream.truncate(before[name])
                     os.fsync(stream.fileno())
 
     def evals(self) -> dict[str, Path]:
@@ -154,10 +175,42 @@ def check_vacant(path: Path) -> None:
         raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
     # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
     entries = [entry for entry in path.iterdir() if not _is_torn(entry)] if path.exists() else []
-    other = sorted(entry.name for entry in entries if entry.name != PROVENANCE)
+    other = sorted(entry.name for entry in entries if entry.name not in (PROVENANCE, LOCK))
     if other:
         shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
         raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within, no other process trains into this folder, on any machine that sees it; it is made if it is not there.
+
+    The lock is the operating system's (flock), which lets go of it when the process dies, however it dies. Raises
+    RunError naming the process that has it.
+    """
+    make_folder(path)
+    with (path / LOCK).open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise RunError(
+                f"{path} is being trained into by {stream.read().strip() or 'another process'}: wait until that has "
+                "ended, or end it; or choose another --out"
+            ) from None
+        except OSError as error:  # some network file systems
+            log.warning("%s cannot be locked (%s): see to it that no other process trains into it", path, error)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise RunError naming the process that trains into this folder, if one does."""
+    if (path / LOCK).exists():
+        with locked(path):
+            pass
 
 
 def is_run(path: Path) -> bool:

@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from medrl.cli import app
-from medrl.errors import DataError, RunError
+from medrl.errors import RunError
 from medrl.evaluation.rescore import rescore, rescore_lines
 from medrl.evaluation.resume import check_asked
 from medrl.rewards import SCORERS
+from medrl.rewards.judge import Judge, JudgeError
 from medrl.runs import append_records, read_records, read_summary, write_json_atomically
 from medrl.types import EvalRecord
 
@@ -205,22 +206,91 @@ def test_completions_come_from_standard_input_too_and_another_scorer_may_grade_t
     assert (row["answer"], row["score"], row["correct"]) == ("C", 0.5, False)
 
 
+ODD_LINES = {
+    "{": "is not JSON",
+    "[" * 100_000: "is not JSON",
+    "[1]": "is no object",
+    '{"completion": "x"}': "has no target",
+    '{"target": "A"}': "has no completion",
+    '{"completion": "x", "target": null}': "target that is null",
+    '{"completion": "x", "target": "A", "mode": "loud"}': "mode 'loud'; the modes are think",
+    '{"completion": "x", "target": "A", "kind": "essay"}': "kind 'essay'; the kinds are choice",
+    '{"completion": 3, "target": "A"}': "completion that is no text",
+    '{"completion": "x", "target": "A", "options": "AB"}': "options that are no list",
+    '{"completion": "x", "target": "A", "options": {"x": "CT", "y": "MRI"}}': "options called x, y; call them A, B",
+    '{"completion": "x", "target": "A", "kind": "open", "references": 3}': "references that are no list",
+    '{"completion": "x", "target": "D", "options": ["CT", "MRI"]}': "the letters of its options are A, B",
+    '{"completion": "x", "target": "big", "kind": "numeric"}': "numeric target 'big'",
+    '{"completion": "x", "target": "2", "kind": "numeric", "tolerance": "some"}': "tolerance 'some'",
+}
+
+
+@pytest.mark.parametrize("line", ODD_LINES, ids=ODD_LINES.values())
+def test_a_row_that_makes_no_sense_says_so_and_ends_nothing(line):
+    good = json.dumps(ROWS[0])
+    before, odd, after = rescore_lines([good, line, good], SCORERS["strict"], "answers")
+    assert before == after and before["correct"] is True
+    assert ODD_LINES[line] in odd["error"] and odd["error"] in odd["explanation"] and "answers line 2" in odd["error"]
+    assert [odd[name] for name in ("answer", "correct", "well_formed", "score")] == [None] * 4
+
+
+def test_rows_that_cannot_be_graded_end_the_command_with_1_and_a_count(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    lines = [json.dumps(ROWS[0]), *ODD_LINES, json.dumps({"id": "last", **ROWS[0]}), '{"completion": "\xff"}']
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode("latin-1"))
+    result = run("--completions", file)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1 and f"{len(ODD_LINES) + 1} of {len(ODD_LINES) + 3} rows" in result.stderr
+    assert len(rows) == len(lines) and rows[0]["correct"] and rows[-2]["id"] == "last" and rows[-2]["correct"]
+    kept = tmp_path / "graded.jsonl"
+    assert run("--completions", file, "--out", kept).exit_code == 1
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == rows
+
+
+def test_a_kind_that_a_paper_s_grader_refuses_is_one_row_s_error():
+    first, box, last = rescore_lines([json.dumps(ROWS[n]) for n in (0, 8, 0)], SCORERS["med-r1"], "answers")
+    assert first == last and first["correct"] and "of kind box" in box["error"] and box["correct"] is None
+
+
+def test_a_file_without_rows_says_so(tmp_path):
+    for content in ("", "\n \n", "\ufeff"):
+        (tmp_path / "rows.jsonl").write_text(content, encoding="utf-8")
+        result = run("--completions", tmp_path / "rows.jsonl")
+        assert (result.exit_code, result.stdout) == (1, "") and "has no rows" in result.stderr
+
+
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("row", "verdict"),
     [
-        ("{", "is not JSON"),
-        ("[1]", "is no object"),
-        ('{"completion": "x"}', "has no target"),
-        ('{"completion": "x", "target": "A", "mode": "loud"}', "mode 'loud'; the modes are think"),
-        ('{"completion": "x", "target": "A", "kind": "essay"}', "kind 'essay'; the kinds are choice"),
-        ('{"completion": 3, "target": "A"}', "completion that is no text"),
-        ('{"completion": "x", "target": "A", "options": "AB"}', "options that are no list"),
+        ({"completion": None}, (None, False, False)),  # nothing was written
+        ({"options": {"C": "CT", "A": "MRI", "B": "X-ray"}}, ("C", True, True)),
+        ({"options": {"(a)": "MRI", "(b)": "X-ray", "(c)": "CT"}}, ("C", True, True)),
+        ({"options": [1, 2, 3], "target": "3"}, ("C", True, True)),
+        ({"target": "c"}, ("C", True, True)),
+        ({"target": "C) ct"}, ("C", True, True)),
+        ({"target": "CT"}, ("C", True, True)),
+        ({"mode": "no-think", "completion": "<answer>C</answer>"}, ("C", True, True)),
+        ({"mode": "Think-After", "completion": "<answer>B</answer><think>x</think>"}, ("B", False, True)),
+        ({"kind": "multi-select", "target": "MRI and CT", "completion": "A, C"}, ("A, C", True, False)),
+        ({"kind": "multi-select", "target": ["ct", "A"], "completion": "A, C"}, ("A, C", True, False)),
+        ({"kind": "yes/no", "target": "True", "completion": "yes", "options": None}, ("yes", True, False)),
+        ({"kind": "numeric", "target": 3, "tolerance": 1, "completion": "4", "options": []}, ("4", True, False)),
     ],
 )
-def test_a_row_that_makes_no_sense_is_named_with_its_line(line, words):
-    good = json.dumps(ROWS[0])
-    with pytest.raises(DataError, match=f"answers line 2 .*{words}|answers line 2 {words}"):
-        list(rescore_lines([good, line], SCORERS["strict"], "answers"))
+def test_rows_are_read_in_the_ways_other_programs_write_them(row, verdict):
+    plain = {"completion": ROWS[0]["completion"], "options": ["MRI", "X-ray", "CT"], "target": "C", "mode": "think"}
+    (found,) = rescore_lines([json.dumps(plain | row)], SCORERS["strict"], "answers")
+    assert (found["answer"], found["correct"], found["well_formed"]) == verdict
+
+
+def test_a_judge_is_not_asked_about_a_row_without_a_question_and_its_silence_ends_the_rows():
+    asked = []
+    judge = Judge("http://localhost:1", "m", tries=1, sleep=asked.append)
+    silent = json.dumps({"completion": "<answer>lung</answer>", "target": "left lung", "kind": "short"})
+    (row,) = rescore_lines([silent], judge, "answers")
+    assert "has no question" in row["error"] and row["correct"] is None
+    with pytest.raises(JudgeError, match="could not be reached"):
+        list(rescore_lines([silent.replace("}", ', "question": "Where?"}')], judge, "answers"))
 
 
 def test_wrong_words_end_with_2_and_wrong_folders_with_1(folder, tmp_path):

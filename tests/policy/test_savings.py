@@ -84,30 +84,6 @@ def test_recomputed_layers_write_what_plain_ones_write(make_policy):
     assert generate(policy, prompts, Sampling(max_new_tokens=6)) == generate(plain, prompts, Sampling(max_new_tokens=6))
 
 
-def test_compiled_layers_give_the_same_and_are_compiled_once_for_all_lengths(make_policy, encoded):
-    torch._dynamo.reset()
-    plain, policy = make_policy(), make_policy()
-    compile_with(policy, "aot_eager")  # traces and cuts as inductor does, without a C++ compiler
-    graphs = []
-    others = [[[20], [21, 22]], [[23, 24, 25, 26, 27, 28], [29]]], [[[20, 30, 40]] * 3, [[20, 31, 41, 51]] * 4]
-    for completions in (COMPLETIONS, *others):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"{__name__}.COMPLETIONS", completions)
-            expected, gradients = pass_through(plain, encoded)
-            found, ours = pass_through(policy, encoded)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-9)
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs[0] > 0 and len(set(graphs)) == 1
-
-
-def compile_with(policy: Policy, backend: str) -> None:
-    from medrl.policy.layers import compile_layers
-
-    compile_layers(policy.family.layers, backend)
-
-
 def test_a_frozen_tower_has_no_graph_and_sees_each_image_once(make_policy, noise, monkeypatch):
     plain, policy = make_policy(), make_policy()
     for each in (plain, policy):

@@ -38,6 +38,14 @@ def test_a_forest_puts_zero_in_the_middle_and_the_widest_interval_inside():
     assert re.findall(r'cx="([\d.]+)%"', svg) == ["66.0", "42.0"]
 
 
+def test_a_name_without_room_stands_on_several_lines_and_is_cut_after_the_third():
+    name = "Other Biological Attributes of a Picture"
+    svg = heat_map([name], ["Anatomy Identification"], [[0.5]], [[0.4]], [[0.6]], label="x")
+    spans = [element.text for element in ElementTree.fromstring(svg).iter("tspan")]
+    assert spans == ["Anatomy", "Identification", "Other", "Biological", "Attributes of…"]
+    assert svg.count(f"<title>{name}</title>") == 1
+
+
 def test_hostile_names_are_text_and_long_ones_are_cut_but_kept_in_the_title():
     name = "<script>alert(1)</script>\u202e" + "x" * 80
     for svg in (

@@ -5,12 +5,14 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from labeled_answers import IMAGING
+from labeled_answers import IMAGING, KINDS_OF_ANSWERS
 
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards import (
     PARTS,
+    answer_correct,
     check_gold,
+    check_wrong,
     choice_correct,
     from_weights,
     gold_completion,
@@ -18,6 +20,7 @@ from medrl.rewards import (
     weighted,
     well_formed,
 )
+from medrl.rewards.combine import wrong_completion
 from medrl.rewards.parse import find_tags
 from medrl.types import LETTERS, MODES, Completion, Example, Mode, Score
 
@@ -152,6 +155,29 @@ def test_a_reward_that_states_no_highest_value_is_held_to_the_best_it_gave():
 
     mri = dataclasses.replace(EXAMPLE, id="mri-1", target="A")
     assert [example.id for example, _ in check_gold(letter_a_counts_half, [mri, EXAMPLE], "think")] == ["mri-1"]
+
+
+def test_a_reward_that_gives_everything_the_same_is_caught_by_right_and_by_wrong_answers():
+    def half(example, completion):
+        return Score(value=0.5)
+
+    def half_for_any_text(example, completion):
+        return Score(value=0.5 * bool(completion.text))
+
+    assert [example for example, _ in check_gold(half, [EXAMPLE], "think")] == [EXAMPLE]
+    assert [example for example, _ in check_gold(weighted((1.0, is_short)), [EXAMPLE], "think")] == [EXAMPLE]
+    assert check_gold(half_for_any_text, [EXAMPLE], "think") == []
+    assert check_wrong(half_for_any_text, [EXAMPLE], "think") == [(EXAMPLE, Score(value=0.5))]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_answer_of_every_kind_has_the_form_and_earns_less_than_the_right_one(mode):
+    for _, example, _, _, _ in KINDS_OF_ANSWERS:
+        wrong = wrong_completion(example, mode)
+        assert answer_correct(example, wrong) == 0.0 and well_formed(example, wrong) == 1.0
+    examples = [example for _, example, _, _, _ in KINDS_OF_ANSWERS]
+    assert check_wrong(from_weights({"answer_correct": 1.0, "well_formed": 1.0}), examples, mode) == []
+    assert len(check_wrong(from_weights({"well_formed": 1.0}), examples[:3], mode)) == 3
 
 
 def test_a_malformed_example_is_an_error_not_a_low_score():

@@ -2,7 +2,9 @@ import contextlib
 import math
 import signal
 import time
+from fractions import Fraction
 
+import numpy
 import pytest
 
 from medrl.errors import MedrlError, NonFiniteError, RewardError
@@ -21,6 +23,11 @@ def lesion_size(example, completion):
 def test_a_number_becomes_a_score_with_its_name_and_the_answer():
     score = guarded(lesion_size)(EXAMPLE, RIGHT)
     assert score == Score(value=0.25, parts={"lesion_size": 0.25}, answer="A", explanation="lesion_size 0.25.")
+
+
+@pytest.mark.parametrize("value", [True, False, numpy.True_, numpy.float32(0.25), numpy.array(1), Fraction(1, 4)])
+def test_right_or_wrong_and_any_one_number_are_a_value(value):
+    assert guarded(lambda example, completion: value)(EXAMPLE, RIGHT).value == float(value)
 
 
 def test_a_score_passes_and_gets_the_answer_that_it_lacks():
@@ -62,7 +69,7 @@ def test_a_reward_that_is_no_finite_number_is_named_with_the_sample(value):
         guarded(lambda example, completion: Score(value=value))(EXAMPLE, RIGHT)
 
 
-@pytest.mark.parametrize("value", [[1.0], [1.0, 0.0], (), None, "1", True, {"score": 1}, Score(value=None)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [[1.0], [1.0, 0.0], (), None, "1", {"score": 1}, Score(value=None)])  # type: ignore[arg-type]
 def test_a_reward_of_the_wrong_form_or_length_is_named_with_the_sample(value):
     with pytest.raises(RewardError, match=rf"{SAMPLE} returned .*medrl.rewards.adapters"):
         guarded(lambda example, completion: value)(EXAMPLE, RIGHT)

@@ -1,7 +1,8 @@
 import dataclasses
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from labeled_answers import KINDS_OF_ANSWERS
 
@@ -19,7 +20,7 @@ from medrl.rewards import (
     rouge_l,
     token_f1,
 )
-from medrl.types import KINDS, MODES, Completion, Example, Kind
+from medrl.types import KINDS, LETTERS, MODES, Completion, Example, Kind
 
 FORMS = {
     "think": "<think>reasons</think><answer>{}</answer>",
@@ -64,6 +65,62 @@ def test_any_string_is_read_or_has_a_problem_whatever_the_kind(kind, text, mode)
         read = read_answer(example(kind), completion(said, mode))
         assert (read.value is None) == bool(read.problem)
         assert answer_correct(example(kind), completion(said, mode)) in (0.0, 1.0)
+
+
+@given(
+    st.sampled_from(KINDS_OF_ANSWERS),
+    st.sampled_from(MODES),
+    st.text(" \n\t\r\u00a0\u3000", max_size=4),
+    st.text(" \n", max_size=4),
+)
+def test_white_space_around_and_doubled_blanks_change_no_verdict(row, mode, before, after):
+    _, question, block, _, right = row
+    said = before + FORMS[mode].format(before + block.replace(" ", "  ") + after) + after
+    assert answer_correct(question, completion(said, mode)) == float(right)
+
+
+@given(st.sampled_from([row for row in KINDS_OF_ANSWERS if "\\" not in row[2]]), st.sampled_from(MODES))
+def test_letter_case_changes_no_verdict(row, mode):
+    _, question, block, _, right = row
+    for change in (str.upper, str.lower, str.swapcase):
+        assert answer_correct(question, completion(FORMS[mode].format(change(block)), mode)) == float(right)
+
+
+@given(st.sampled_from([row for row in KINDS_OF_ANSWERS if row[1].kind == "multi_select"]), st.data())
+def test_a_list_of_texts_follows_its_options_through_any_order(row, data):
+    _, question, block, _, _ = row
+    order = data.draw(st.permutations(range(len(question.options))))
+    letters = [LETTERS[i] for i in order]
+    assume(not re.search(r"(?i)(?<![a-z])[a-j]+(?![a-z])", block))  # letters mean places, not texts
+    before = read_answer(question, completion(FORMS["no_think"].format(block))).value
+    shuffled = dataclasses.replace(question, options=tuple(question.options[i] for i in order))
+    after = read_answer(shuffled, completion(FORMS["no_think"].format(block))).value
+    back = None if after is None else ", ".join(sorted(letters[LETTERS.index(letter)] for letter in after.split(", ")))
+    assert before == back
+
+
+TAKEN_BACK = ["{} is wrong", "{} is incorrect", "not {}", "{}, but I am not sure", "maybe {}", "{} or not"]
+
+
+@given(
+    st.sampled_from([row for row in KINDS_OF_ANSWERS if row[4] and row[1].kind in ("yes_no", "numeric", "box")]),
+    st.sampled_from(TAKEN_BACK),
+)
+def test_a_right_answer_that_is_taken_back_or_doubted_is_not_right(row, way):
+    _, question, block, _, _ = row
+    assume(question.kind != "yes_no" or block.isalpha())  # behind a reason, "wrong" may speak of the reason
+    assert answer_correct(question, completion(FORMS["no_think"].format(way.format(block.rstrip(". "))))) == 0.0
+
+
+@given(
+    st.floats(-1e6, 1e6, allow_nan=False).map(lambda number: round(number, 3)), st.sampled_from(["cm", "°C", "%", "kg"])
+)
+def test_a_quantity_is_right_for_itself_and_in_no_other_measure(number, unit):
+    question = example("numeric", target=f"{number} {unit}")
+    assert answer_correct(question, completion(f"<answer>{number} {unit}</answer>")) == 1.0
+    assert answer_correct(question, completion(f"<answer>{number} mmHg</answer>")) == 0.0
+    counted = answer_correct(question, completion(f"<answer>{number}</answer>"))
+    assert counted == float(unit == "%" and abs(number * 100 - number) <= 1e-9 * max(1.0, abs(number)))
 
 
 @given(st.text("0123456789.,eE^/\\{}x× +-%$cm", max_size=30))

@@ -223,6 +223,56 @@ def test_an_answer_in_words_follows_its_option_through_any_order(options, data):
     assert chosen_before == (None if after is None else order[LETTERS.index(after)])
 
 
+BRACKETED = ["Computed tomography (CT)", "Ultrasound (US)", "Fracture (open)", "Fracture (closed)", "Left [L]", "Cyst"]
+OTHER_NAMES = {  # what each may be called where no other option may be
+    "Computed tomography (CT)": ["CT", "the CT", "computed tomography", "CT (computed tomography)"],
+    "Ultrasound (US)": ["US", "ultrasound", "us (ultrasound)"],
+    "Fracture (open)": ["open", "Fracture, open", "open (fracture)"],
+    "Fracture (closed)": ["closed"],
+    "Left [L]": ["left", "Left (L)"],
+    "None of the above": ["none", "None of these", "neither", "none of the options given"],
+    "All of these": ["all", "All of the above", "all the above", "all of them"],
+}  # fmt: skip
+
+
+@given(st.permutations([*BRACKETED, "None of the above", "All of these"]), st.data(), st.sampled_from(MODES))
+def test_another_name_of_an_option_follows_it_through_any_order(options, data, mode):
+    option = data.draw(st.sampled_from(sorted(OTHER_NAMES)))
+    name = data.draw(st.sampled_from(OTHER_NAMES[option]))
+    letter = LETTERS[options.index(option)]
+    for said in (name, f"{letter}) {name}", f"{name} ({letter})", f"It's {name}</s>", f"{name.upper()}."):
+        assert parse_answer(FORMS[mode].format(said), options, mode).letter == letter, said
+    other = data.draw(st.sampled_from([LETTERS[i] for i in range(len(options)) if LETTERS[i] != letter]))
+    for said in (f"{other}) {name}", f"{name} ({other})", f"not {name}", f"{name} is wrong", f"{other} or {name}"):
+        assert parse_answer(FORMS[mode].format(said), options, mode).letter is None, said
+
+
+@given(
+    st.permutations([*BRACKETED, "None of the above"]),
+    st.sampled_from(["Fracture", "fracture, CT", "CT or US", "L", "(open"]),
+)
+def test_a_name_that_several_options_have_or_none_is_not_read(options, said):
+    letter = parse_answer(FORMS["no_think"].format(said), options, "no_think").letter
+    assert letter == (LETTERS[options.index("Fracture (open)")] if said == "(open" else None)
+
+
+ENDINGS = ["</s>", "<|im_end|>", "<|endoftext|>", "<eos>", "<br />", " is correct", " is the right answer.", "\n\n"]
+
+
+@given(
+    st.sampled_from([row for row in BLOCKS if "~~" not in row[2]]),
+    st.sampled_from(["", "<s>", "It's ", "So the answer is: ", "<p style='x'>"]),
+    st.sampled_from(["", *ENDINGS[:5]]),
+)
+def test_a_letter_is_read_through_any_frame_that_adds_nothing(row, before, after):
+    _, options, _, letter = row
+    assume(letter is not None)
+    said = f"{before}{letter}{after}"
+    assert parse_answer(FORMS["no_think"].format(said), options, "no_think").letter == letter
+    for ending in ENDINGS:
+        assert parse_answer(FORMS["no_think"].format(letter + ending), options, "no_think").letter == letter
+
+
 @given(
     option_lists,
     st.data(),
@@ -247,7 +297,7 @@ def test_an_option_repeated_as_written_is_never_read_as_another(options, data):
 def test_letter_and_text_are_read_only_when_they_agree(options, data):
     letter = data.draw(st.integers(0, len(options) - 1))
     text = data.draw(st.integers(0, len(options) - 1))
-    assume(options[text].strip("()-").upper() != LETTERS[letter])  # "A) a" only says its letter twice
+    assume(options[text].strip("()- ").upper() != LETTERS[letter])  # "A) a" only says its letter twice
     answer = parse_answer(FORMS["think"].format(f"{LETTERS[letter]}) {options[text]}"), options, "think")
     if letter == text:
         assert answer.letter in (LETTERS[letter], None)

@@ -66,6 +66,42 @@ def test_lenient_reads_what_a_patient_examiner_would_and_does_not_guess(text, an
     assert SCORERS["lenient"](EXAMPLE, completion(text)).answer == answer
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Option C, MRI",
+        "<answer>Option C, MRI</answer>",
+        "The answer is C) MRI",
+        "The answer is C: it is an MRI.",
+        "I see MRI (C)",
+        "My pick: MRI, option C",
+        "The MRI is option C",
+        "This is surely an MRI of the knee. The answer is C.",
+        "The answer is CT (B)",
+        "So the answer is C (option B)",
+    ],
+)
+def test_lenient_does_not_choose_between_a_letter_and_another_option_s_text(text):
+    assert SCORERS["lenient"](EXAMPLE, completion(text)).answer is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I see bone, option C, CT",
+        "My pick: CT, option C",
+        "This is surely a CT of the knee. The answer is C.",
+        "It might be MRI or CT. The answer is C.",
+        "Unlike an MRI it shows bright bone. The answer is C.",
+        "An MRI would not show this. The answer is C.",
+        "The answer is C because bone is bright",
+        "The answer is C, not MRI",
+    ],
+)
+def test_lenient_lets_the_letter_decide_where_no_text_speaks_against_it(text):
+    assert SCORERS["lenient"](EXAMPLE, completion(text)).answer == "C"
+
+
 def test_lenient_takes_the_longer_of_two_options_that_hold_each_other():
     example = Example(id="x", source="s", images=(), question="?", options=("Lung", "Left lung"), target="B")
     assert SCORERS["lenient"](example, completion("I see it in the left lung there")).answer == "B"

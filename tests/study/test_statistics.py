@@ -27,9 +27,10 @@ def random_layout(generator, n=60, columns=3, clusters=25, draws=200):
     return Layout(place, np.unique(generator.integers(0, clusters, n), return_inverse=True)[1], columns, draws)
 
 
-def test_holm_agrees_with_statsmodels():
+def test_holm_agrees_with_statsmodels(monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels does it in every call: a tenth of a second each
     generator = np.random.default_rng(0)
-    for _ in range(8):
+    for _ in range(1000):
         p_values = generator.random(generator.integers(1, 30)).round(2) ** 3  # with ties
         assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-12)
 
@@ -38,7 +39,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-@settings(max_examples=150)
+@settings(max_examples=1000)
 @given(st.integers(0, 10**6))
 def test_one_column_with_single_questions_is_the_paired_t_test_of_scipy(seed):
     generator = np.random.default_rng(seed)
@@ -50,7 +51,7 @@ def test_one_column_with_single_questions_is_the_paired_t_test_of_scipy(seed):
     assert found.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue, abs=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=1000)
 @given(st.integers(0, 10**6))
 def test_the_mean_over_columns_has_the_cluster_robust_error_of_statsmodels(seed):
     generator = np.random.default_rng(seed)
@@ -69,7 +70,7 @@ def test_the_mean_over_columns_has_the_cluster_robust_error_of_statsmodels(seed)
     assert scope_mean(layout.cell_means(difference), np.ones((1, 3), dtype=bool), layout.counts) == pytest.approx(value)
 
 
-@settings(max_examples=50)
+@settings(max_examples=1000)
 @given(st.integers(5, 3000), st.floats(0.001, 0.5))
 def test_what_a_test_can_see_agrees_with_statsmodels(n, spread):
     found = detectable_difference(spread / np.sqrt(n), n - 1)
@@ -136,30 +137,23 @@ def test_drawing_in_pieces_and_by_matrix_is_the_plain_cluster_bootstrap():
 
 def coverage(n_clusters, per_cluster, simulations, generator):
     """How often the interval of a mean over clustered answers holds the truth."""
-    covered = 0
-    for _ in range(simulations):
-        shares = generator.beta(3, 2, n_clusters)  # truth 0.6; answers of a cluster are alike
-        right = (generator.random((n_clusters, per_cluster)) < shares[:, None]).astype(float).reshape(1, -1)
-        clusters = np.repeat(np.arange(n_clusters), per_cluster)
-        layout = Layout(np.zeros(len(clusters), dtype=int), clusters, 1, draws=500)
+    clusters, covered, at_once = np.repeat(np.arange(n_clusters), per_cluster), 0, 500
+    for seed in range(simulations // at_once):
+        layout = Layout(np.zeros(len(clusters), dtype=int), clusters, 1, draws=2000, seed=seed)
+        shares = generator.beta(3, 2, (at_once, n_clusters, 1))  # truth 0.6; answers of a cluster are alike
+        right = (generator.random((at_once, n_clusters, per_cluster)) < shares).astype(float).reshape(at_once, -1)
         (drawn,), _ = layout.resample([right])
-        found = interval(float(right.mean()), drawn[:, 0, 0], layout, NO_SEEDS)
-        covered += found.low <= 0.6 <= found.high
+        for answers, draws in zip(right, drawn[:, :, 0].T, strict=True):
+            found = interval(float(answers.mean()), draws, layout, NO_SEEDS)
+            covered += found.low <= 0.6 <= found.high
     return covered / simulations
 
 
-@pytest.mark.parametrize(("n_clusters", "per_cluster"), [(50, 1), (60, 4)])
-def test_intervals_hold_the_truth_as_often_as_they_say(n_clusters, per_cluster):
-    found = coverage(n_clusters, per_cluster, 500, np.random.default_rng(n_clusters + per_cluster))
-    assert 0.92 <= found <= 0.98  # 95 %, Monte Carlo error 1 %
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("per_cluster", [1, 2, 5])
 @pytest.mark.parametrize("n", [50, 100, 300, 1000])
 def test_coverage_is_between_93_and_a_half_and_96_and_a_half_percent(n, per_cluster):
     found = coverage(n // per_cluster, per_cluster, 4000, np.random.default_rng(n + per_cluster))
-    assert 0.935 <= found <= 0.965  # Monte Carlo error 0.35 %
+    assert 0.935 <= found <= 0.965, found  # Monte Carlo error 0.35 %
 
 
 def test_with_three_seeds_the_interval_holds_the_truth_as_often_as_it_says():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medrl.errors import CheckpointError, MedrlError, NonFiniteError
+from medrl.errors import CheckpointError, MedrlError, NonFiniteError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rollout import collect
@@ -159,6 +159,98 @@ def test_what_is_not_finite_stops_the_run_before_the_weights_change_and_names_th
     checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert [path.name for path in checkpoints] == ["step-000001"]
     verify(checkpoints[0])
+
+
+def broken_in(steps, begun):
+    """A reward that is NaN in some steps, for one of their examples; ``begun`` gets the weights of each step."""
+    inner, now = RunState.begin, []
+
+    def begin(self, step):
+        inner(self, step)
+        now[:] = [step]
+        begun.append(self.policy.fingerprint())
+
+    def reward(example, completion):
+        score = lively_value(example, completion)
+        broken = (
+            completion.token_ids and now and now[0] in steps and example.id == culprits.setdefault(now[0], example.id)
+        )
+        return replace(score, value=math.nan) if broken else score
+
+    culprits: dict[int, str] = {}
+    return begin, reward, culprits
+
+
+def lively_value(example, completion):
+    right = f"<answer>{example.target}</answer>" in completion.text
+    noise = sum(completion.token_ids) % 7 / 7
+    return Score(value=float(right) + noise * 0.5, parts={"noise": noise}, answer=example.target if right else None)
+
+
+def test_a_step_may_be_left_out_in_writing_and_a_resumed_run_does_the_same(
+    model_folder, examples, small, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    settings = small.model_copy(update={"on_nonfinite": "skip", "max_skips": 2})
+    ends, kill_at = {}, [None]
+    for name, dies in (("whole", None), ("killed", 3)):
+        begun: list[str] = []
+        begin, reward, culprits = broken_in({1, 2}, begun)
+        kill_at[0] = dies
+
+        def look(self, step, begin=begin):
+            begin(self, step)
+            if step == kill_at[0]:
+                kill_at[0] = None
+                raise Killed
+
+        monkeypatch.setattr(RunState, "begin", look)
+        options = {"out": tmp_path / name, "settings": settings, "quiet": True}
+        if dies is not None:
+            with pytest.raises(Killed):
+                train(Policy.load(model_folder), examples, reward, OBJECTIVE, **options)
+        run = train(Policy.load(model_folder), examples, reward, OBJECTIVE, resume="auto", **options)
+        ends[name] = (begun[-1], run.quarantine(), [row.get("skipped_steps") for row in run.metrics()])
+        rows = [row["step"] for row in run.rollouts()]
+        assert [rows.count(step) for step in range(5)] == [4, 0, 0, 4, 4]
+    assert ends["killed"] == ends["whole"]
+    _, quarantine, skipped = ends["whole"]
+    assert skipped == [None, 1, 2, None, None]
+    assert [row["step"] for row in quarantine] == [1, 2]
+    assert all(culprits[row["step"]] in row["reason"] for row in quarantine)
+
+
+def test_a_step_that_is_left_out_leaves_weights_and_moments_as_they_were(
+    model_folder, examples, small, tmp_path, monkeypatch
+):
+    begun: list[str] = []
+    begin, reward, _ = broken_in({1}, begun)
+    monkeypatch.setattr(RunState, "begin", begin)
+    settings = small.model_copy(update={"on_nonfinite": "skip"})
+    train(Policy.load(model_folder), examples, reward, OBJECTIVE, out=tmp_path / "run", settings=settings, quiet=True)
+    assert begun[1] == begun[2] and len({*begun}) == 4
+
+
+def test_more_steps_than_may_be_left_out_end_the_run(model_folder, examples, small, tmp_path, monkeypatch):
+    begin, reward, _ = broken_in({0, 1}, [])
+    monkeypatch.setattr(RunState, "begin", begin)
+    settings = small.model_copy(update={"on_nonfinite": "skip", "max_skips": 1})
+    with pytest.raises(NonFiniteError, match=r"example-\d.*1 steps were left out before it.*max_skips"):
+        train(
+            Policy.load(model_folder), examples, reward, OBJECTIVE, out=tmp_path / "run", settings=settings, quiet=True
+        )
+
+
+def test_steps_of_which_a_part_was_learned_cannot_be_left_out(model_folder, examples, small, tmp_path):
+    settings = small.model_copy(update={"on_nonfinite": "skip"})
+    with pytest.raises(SettingsError, match=r"on_nonfinite is 'skip', but with grpo.updates_per_rollout above 1"):
+        train(
+            Policy.load(model_folder), examples, lively_value, GRPO(group_size=2, updates_per_rollout=2),
+            out=tmp_path / "run", settings=settings, quiet=True,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
 
 
 def test_moments_that_are_not_finite_are_not_loaded(model_folder, examples, lively, small, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from medrl.errors import DataError, PolicyError, RunError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.sft import SFT
+from medrl.training import recipe as recipe_module
 from medrl.training.methods import demonstrate
 from medrl.training.recipe import Data, Recipe, run_recipe, select
 
@@ -29,6 +30,16 @@ def recipe(store, model_folder, small, tmp_path) -> Path:
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "recipe.yaml"
+
+
+def test_auto_compiles_nothing_where_weights_lie_in_pieces(recipe, monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipe_module, "load_policy", lambda settings: asked.append(settings.compile_layers))
+    monkeypatch.setattr(recipe_module, "train", lambda *_, **__: None)
+    monkeypatch.setattr(recipe_module, "world_size", lambda: 2)
+    for words in ([], ["scale.strategy=fsdp"], ["scale.strategy=fsdp", "policy.compile_layers=true"]):
+        run_recipe(recipe, words, out=recipe.parent / "run")
+    assert asked == ["auto", False, True]  # what was asked for outright is refused with a reason, later
 
 
 def test_a_recipe_trains_what_it_says(recipe, store, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medrl.training.metrics import rollout_rows, step_metrics
-from medrl.training.update import Measured, Update
+from medrl.training.totals import Measured, Update
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 UPDATE = Update(

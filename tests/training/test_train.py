@@ -1,11 +1,20 @@
 import pytest
 import torch
 
-from medrl.errors import DataError, NonFiniteError, PolicyError, PromptTooLongError, RewardError, SettingsError
+from medrl.errors import (
+    DataError,
+    NonFiniteError,
+    PolicyError,
+    PromptTooLongError,
+    RewardError,
+    RunError,
+    SettingsError,
+)
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rewards import from_weights
 from medrl.rollout.sampling import Sampling
+from medrl.runs import locked
 from medrl.sft import SFT
 from medrl.training.checkpoint import list_checkpoints
 from medrl.training.optim import Optim
@@ -179,3 +188,18 @@ def test_settings_outside_their_range_are_refused():
     for name in ("steps", "prompts_per_step", "save_every", "keep_checkpoints", "tokens_per_micro_batch"):
         with pytest.raises(SettingsError, match=name):
             Training(**{name: 0})
+
+
+def test_a_run_that_another_process_trains_is_neither_started_nor_resumed(
+    model_folder, examples, lively, small, tmp_path
+):
+    one = small.model_copy(update={"steps": 1})
+    with locked(tmp_path / "new"), pytest.raises(RunError, match=r"is being trained into by process \d+ on "):
+        train(Policy.load(model_folder), examples, lively, GRPO_2, out=tmp_path / "new", settings=one, quiet=True)
+    train(Policy.load(model_folder), examples, lively, GRPO_2, out=tmp_path / "run", settings=one, quiet=True)
+    with locked(tmp_path / "run"), pytest.raises(RunError, match="is being trained into"):
+        train(
+            Policy.load(model_folder), examples, lively, GRPO_2,
+            out=tmp_path / "run", settings=one, resume="auto", quiet=True,
+        )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock"]

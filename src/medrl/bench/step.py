@@ -16,13 +16,16 @@ from medrl.bench.models import Endless, ask, build_policy, find_size, make_examp
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO, group_advantages
 from medrl.phases import timing
+from medrl.policy.layers import Compilation
+from medrl.policy.policy import Policy
 from medrl.provenance import describe_machine
 from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.training.batches import pack_groups
 from medrl.training.budget import Budget
 from medrl.training.optim import AdamW, Optim
-from medrl.training.update import Update, update_policy
+from medrl.training.totals import Update
+from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Score
 
 PHASES = ("data", "vision", "prefill", "decode", "reference", "policy", "optimizer")
@@ -42,7 +45,7 @@ class StepBench:
     attention: str = "auto"
     tokens_per_micro_batch: int | None = None
     checkpoint_activations: bool = False
-    compile_layers: bool = False
+    compile_layers: Compilation = "auto"
 
 
 def bench_step(settings: StepBench) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def bench_step(settings: StepBench) -> dict[str, Any]:
         text = question(policy.processor, work.prompt_tokens)
         examples = make_examples(Path(folder), work.prompts * (warm + settings.steps), work.image_px, text)
         found = _time_steps(policy, examples, settings, warm, device)
-        described = _describe(settings, found, rates, policy.attention, dtype)
+        described = _describe(settings, found, rates, policy, dtype)
         if settings.baseline is not None:
             del policy
             _release(device)
@@ -90,8 +93,7 @@ class Timed:
 def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBench, warm: int, device: str) -> Timed:
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
-    if settings.compile_layers:
-        policy.compile_layers()
+    policy.compile_layers(settings.compile_layers)
     if settings.kl_coef > 0:
         policy.freeze_reference()
     take_step = make_step(policy, settings)
@@ -132,7 +134,7 @@ def some_reward(example: Example, completion: Completion) -> Score:
     return Score(value=float(sum(completion.token_ids) % 97))
 
 
-def _describe(settings: StepBench, found: Timed, rates: Rates, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
     size, work = find_size(settings.model), settings.work
     costs = step_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
     limit = sum(cost.seconds(rates) for cost in costs.values())
@@ -153,7 +155,8 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, attention: str, d
         "limit_phases": {name: cost.seconds(rates) for name, cost in costs.items()},
         "sampling_gap": statistics.fmean(gaps),
         "device": device_name(dtype),
-        "attention": attention,
+        "attention": policy.attention,
+        "compiled": policy.compiled,
         "copy_gb_per_s": rates.bytes_per_s / 1e9,
         "matrix_tflops": rates.flops_per_s / 1e12,
         "model": settings.model,

@@ -151,11 +151,13 @@ def habit_turns(views: Sequence[View], rng: np.random.Generator) -> list[tuple[s
     return turns
 
 
-def among_remarks(instruction: str, rng: np.random.Generator, *, at_end: bool = False) -> str:
-    """The instruction with up to five remarks around it, or before it."""
-    remarks = rng.permutation(REMARKS).tolist()[: int(rng.integers(6))]
-    place = len(remarks) if at_end else int(rng.integers(len(remarks) + 1))
-    return "\n".join([*remarks[:place], instruction, *remarks[place:]])
+def among_remarks(
+    instruction: str, rng: np.random.Generator, remarks: Sequence[str] = REMARKS, *, at_end: bool = False
+) -> str:
+    """The instruction with up to five of the remarks around it, or before it."""
+    chosen = rng.permutation(remarks).tolist()[: int(rng.integers(6))]
+    place = len(chosen) if at_end else int(rng.integers(len(chosen) + 1))
+    return "\n".join([*chosen[:place], instruction, *chosen[place:]])
 
 
 def describe(policy: Policy, views: Sequence[View], turns: Sequence[tuple[str, str]]) -> float:

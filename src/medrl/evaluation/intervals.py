@@ -60,11 +60,12 @@ def clustered_bootstrap(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a mean when observations of one cluster belong together (same image, same patient).
+    """Interval of a mean when observations of one cluster belong together (same image, same patient).
 
     ``values`` (n,) may be paired differences; ``clusters`` (n,) names the cluster of each. Whole clusters are drawn
-    with replacement, and a draw's mean is the sum over its observations by their number. With all clusters of size
-    one it is the ordinary bootstrap. The same arguments give the same interval.
+    with replacement, and a draw's mean is the sum over its observations by their number; ``bootstrap_ends`` makes the
+    interval of the draws. With all clusters of size one it is the ordinary bootstrap. The same arguments give the same
+    interval.
     Source: Davison and Hinkley 1997, Bootstrap Methods and Their Application, section 3.8 (cluster resampling).
     """
     if len(values) != len(clusters):
@@ -90,8 +91,32 @@ def clustered_bootstrap(
         counts = generator.multinomial(n_clusters, kind_counts / n_clusters, size=min(chunk, draws - start))
         totals = counts @ kinds  # (draws, 2): sum and number of observations
         means.append(totals[:, 0] / totals[:, 1])
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), len(observed))
+    low, high = bootstrap_ends(np.concatenate(means), n_clusters, level)
+    return Interval(mean, low, high, len(observed))
+
+
+def bootstrap_ends(drawn: np.ndarray, n_clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a mean, from its (D,) draws over at least two clusters.
+
+    Percentiles of the draws with two corrections, without which the interval holds the truth less often than it says:
+
+    * Few clusters are not taken for many: plain percentiles are too narrow by sqrt((G - 1) / G) times the ratio of
+      normal to t quantiles. Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American
+      Statistician 69:371, section 5.3 ("expanded percentile").
+    * Answers are right or wrong, so over 50 of them a share moves in steps of 2 points, and a plain percentile can only
+      be one of the steps. Half of each value's draws count as below it, and between values the line is straight.
+      Source: Ma, Genton and Parzen 2011, Annals of the Institute of Statistical Mathematics 63:227 (mid-quantiles).
+    """
+    import scipy.special  # a part of scipy that loads fast, and only where it is needed
+
+    if n_clusters < 2:
+        raise ValueError(f"{n_clusters} clusters: an interval needs at least two")
+    stretch = (n_clusters / (n_clusters - 1)) ** 0.5
+    tail = NormalDist().cdf(stretch * float(scipy.special.stdtrit(n_clusters - 1, (1 - level) / 2)))
+    values, counts = np.unique(drawn.round(12), return_counts=True)  # rounded: the same mean, summed in another order
+    below = (counts.cumsum() - counts / 2) / len(drawn)
+    low, high = np.interp([tail, 1 - tail], below, values)
+    return float(low), float(high)
 
 
 def mcnemar_exact(b: int, c: int) -> float:

@@ -1,6 +1,5 @@
 """Saved completions, graded again by another scorer: no model, no image, no torch."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -8,10 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medrl.errors import DataError, RunError
+from medrl.errors import DataError, RewardError, RunError
 from medrl.evaluation.compare import compare_to_blind
+from medrl.evaluation.completion_rows import COLUMNS, parse_row, read_row, without_mark
 from medrl.evaluation.metrics import accuracy, summarize
 from medrl.evaluation.samples import majority
+from medrl.rewards.judge import JudgeError
 from medrl.rewards.scorers import CORRECT, FORM, Scorer
 from medrl.runs import (
     ASKED,
@@ -23,7 +24,7 @@ from medrl.runs import (
     read_summary,
     write_json_atomically,
 )
-from medrl.types import KINDS, LETTERS, MODES, Completion, EvalRecord, Example, Mode, Sample, find_kind
+from medrl.types import Completion, EvalRecord, Example, Mode, Sample
 
 
 def rescore(records: Sequence[EvalRecord], scorer: Scorer) -> list[EvalRecord]:
@@ -101,34 +102,55 @@ def _write_evaluation(out: Path, records: Sequence[EvalRecord], folder: Path, sc
 def rescore_file(file: Path, scorer: Scorer) -> Iterator[dict[str, Any]]:
     """`rescore_lines` over a file, or over standard input for ``-``; rows come as they are read."""
     if str(file) == "-":
-        yield from rescore_lines(sys.stdin, scorer, "standard input")
+        yield from rescore_lines(sys.stdin.buffer, scorer, "standard input")
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         yield from rescore_lines(lines, scorer, str(file))
 
 
-def rescore_lines(lines: Iterable[str], scorer: Scorer, source: str) -> Iterator[dict[str, Any]]:
-    """One verdict per JSON line with ``completion``, ``options``, ``target``, ``kind`` and ``mode``.
+def rescore_lines(lines: Iterable[str | bytes], scorer: Scorer, source: str) -> Iterator[dict[str, Any]]:
+    """One verdict per JSON line, see `medrl.evaluation.completion_rows` for what a line holds.
 
-    ``kind`` defaults to ``choice`` and ``mode`` to ``think``; ``tolerance`` and ``references`` may be given, further
-    columns are ignored. A row holds ``answer``, ``correct``, ``well_formed``, ``score`` and ``explanation``, and the
-    ``id`` where there is one. Raises ``DataError`` naming ``source`` and line for a row that makes no sense.
+    A verdict has ``answer``, ``correct``, ``well_formed``, ``score`` and ``explanation``, and the ``id`` where the row
+    has one. A row that cannot be graded ends nothing: its verdict has an ``error`` naming ``source`` and line, and null
+    in the place of ``correct``, ``well_formed`` and ``score``, because it is neither right nor wrong. What is wrong
+    with the scorer and not with a row (an endpoint that fails, a package that is missing) is raised, and so is
+    ``DataError`` for a ``source`` without any row.
     """
-    for number, line in enumerate(lines, start=1):
+    found = False
+    for number, line in enumerate(map(without_mark, lines), start=1):
         if not line.strip():
             continue
+        found = True
         place = f"{source} line {number}"
-        row = _parse_row(line, place)
-        example, completion = _example_of_row(row, place), _completion_of_row(row, place)
-        score = scorer(example, completion)
-        yield {
-            **({"id": row["id"]} if "id" in row else {}),
-            "answer": score.answer,
-            "correct": score.value == 1.0,
-            "well_formed": score.parts[FORM] == 1.0,
-            "score": score.value,
-            "explanation": score.explanation,
-        }
+        row: Mapping[str, Any] = {}
+        try:
+            row = parse_row(line, place)
+            verdict = _verdict_on(scorer, *read_row(row, place))
+        except JudgeError:
+            raise
+        except (DataError, RewardError) as error:
+            verdict = _no_verdict(str(error), place)
+        yield {**({"id": row["id"]} if "id" in row else {}), **verdict}
+    if not found:
+        raise DataError(f"{source} has no rows; a row is one JSON object per line with {', '.join(COLUMNS)}")
+
+
+def _verdict_on(scorer: Scorer, example: Example, completion: Completion) -> dict[str, Any]:
+    score = scorer(example, completion)
+    return {
+        "answer": score.answer,
+        "correct": score.value == 1.0,
+        "well_formed": score.parts[FORM] == 1.0,
+        "score": score.value,
+        "explanation": score.explanation,
+    }
+
+
+def _no_verdict(problem: str, place: str) -> dict[str, Any]:
+    named = problem if place in problem else f"{place}: {problem}"
+    ungraded = dict.fromkeys(("answer", "correct", "well_formed", "score"))
+    return {**ungraded, "explanation": f"Not graded: {named}.", "error": named}
 
 
 def _example_of(record: EvalRecord) -> Example:
@@ -146,67 +168,3 @@ def _example_of(record: EvalRecord) -> Example:
         references=record.references,
         tolerance=record.tolerance,
     )
-
-
-def _parse_row(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON: {error}") from error
-    missing = {"completion", "target"} - row.keys() if isinstance(row, dict) else None
-    if missing is None or missing:
-        has = "is no object" if missing is None else f"has no {' and no '.join(sorted(missing))}"
-        raise DataError(f"{place} {has}; a row has completion, options, target, kind and mode")
-    return row
-
-
-def _completion_of_row(row: Mapping[str, Any], place: str) -> Completion:
-    mode = row.get("mode") or "think"
-    if mode not in MODES:
-        raise DataError(f"{place} has mode {mode!r}; the modes are {', '.join(MODES)}")
-    if not isinstance(row["completion"], str):
-        raise DataError(f"{place} has a completion that is no text: {row['completion']!r:.60}")
-    return Completion(text=row["completion"], token_ids=(), finish_reason="stop", mode=mode)
-
-
-def _example_of_row(row: Mapping[str, Any], place: str) -> Example:
-    kind = find_kind(str(row.get("kind") or "choice"))
-    if kind is None:
-        raise DataError(f"{place} has kind {row['kind']!r}; the kinds are {', '.join(KINDS)}")
-    options = row.get("options") or ()
-    if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
-        raise DataError(f"{place} has options that are no list of texts: {options!r:.80}")
-    references = row.get("references") or ()
-    return Example(
-        id=str(row.get("id", place)),
-        source=str(row.get("source", "")),
-        images=(),
-        question=str(row.get("question", "")),
-        options=tuple(options),
-        target=_target_of(row["target"], kind, options),
-        kind=kind,
-        references=tuple(map(str, [references] if isinstance(references, str) else references)),
-        tolerance=str(row.get("tolerance") or ""),
-    )
-
-
-def _target_of(target: Any, kind: str, options: Sequence[str]) -> str:
-    """The target in our form: other programs write lists, numbers, small letters, or the right option's text."""
-    parts = [_one_target(part, kind, options) for part in (target if isinstance(target, list | tuple) else [target])]
-    if kind == "multi_select" and len(parts) == 1:
-        letters = parts[0].replace(",", " ").split()
-        parts = letters if all(len(letter) == 1 for letter in letters) else list(parts[0])
-    return ", ".join(sorted(parts) if kind == "multi_select" else parts)
-
-
-def _one_target(target: Any, kind: str, options: Sequence[str]) -> str:
-    text = str(target).strip()
-    if isinstance(target, bool):
-        text = "yes" if target else "no"
-    asks_for_letters = kind in ("choice", "multi_select")
-    if asks_for_letters and text in options and not (len(text) == 1 and text in LETTERS[: len(options)]):
-        return LETTERS[list(options).index(text)]
-    if kind == "yes_no":
-        offered = LETTERS[: len(options)]
-        return (options[offered.index(text)] if len(text) == 1 and text in offered else text).casefold()
-    return text.upper() if asks_for_letters else text

@@ -12,7 +12,7 @@ from medrl.grpo.advantages import (
 )
 from medrl.grpo.algorithms import ALGORITHMS, Algorithm
 from medrl.grpo.kl import k1_kl, k2_kl, k3_kl
-from medrl.grpo.losses import REDUCTIONS, LossTerms, policy_loss
+from medrl.grpo.losses import REDUCTIONS, LossTerms, policy_loss, sampling_weights
 from medrl.grpo.objectives import cispo_objective, clipped_objective, on_policy_objective
 from medrl.grpo.settings import GRPO
 
@@ -37,4 +37,5 @@ __all__ = [
     "on_policy_objective",
     "overlong_penalty",
     "policy_loss",
+    "sampling_weights",
 ]

@@ -8,6 +8,7 @@ it is cut into micro-batches (and ranks), so that however it is cut, the parts a
 gradient. Shapes: R completions, T tokens; a mask is 1 where a token counts.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ class LossTerms:
     """(R, T) the KL that ``kl`` is the mean of, 0 where nothing counts; detached."""
     clipped_per_token: Tensor
     """(R, T) 1.0 where ``clip_fraction`` counts a token; detached."""
+    sampling_weight: Tensor | None = None
+    """(R, T) ``sampling_weights``, 0 where nothing counts; None where the sampler needed no correction."""
+    sampling_capped: Tensor | None = None
+    """(R, T) 1.0 where the weight was cut off at the cap."""
 
 
 def sequence_weights(lengths: Tensor, max_tokens: int | None = None) -> Tensor:
@@ -88,6 +93,7 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
+    sampling_logprobs: Tensor | None = None,
 ) -> LossTerms:
     """The loss of some completions of a step (lower is better), by the algorithm ``settings`` names.
 
@@ -98,6 +104,9 @@ def policy_loss(
 
     ``old_logprobs=None`` means on-policy, the first update on fresh completions: the ratio is exactly 1 and the
     gradient is that of advantage * log-probability.
+
+    ``sampling_logprobs`` ``(R, T)`` are given where another program drew the tokens: the objective (not the KL) of each
+    is then multiplied with its ``sampling_weights``.
     Source: DeepSeekMath, arXiv 2402.03300, eq. 3, with the signs turned; of the others: their rows.
 
     Raises ``SettingsError`` when ``kl_coef`` asks for a reference and ``ref_logprobs`` is None, or ``entropy_coef`` for
@@ -121,6 +130,12 @@ def policy_loss(
     log_ratio = row.log_ratio(logprobs, old, counts)
     objective = row.objective(log_ratio, logprobs, advantages, settings.clip_low, settings.clip_high)
     token_weight = weights * counts
+    correction = capped = None
+    if sampling_logprobs is not None:
+        sampled = _where_counted(sampling_logprobs.detach(), counts, dtype)
+        correction = sampling_weights(old, sampled, settings.sampling_cap) * counts
+        capped = ((old - sampled).detach() > math.log(settings.sampling_cap)).to(dtype)
+        objective = objective * correction
     policy = -(objective * token_weight).sum()
     loss, kl, kl_per_token = policy, torch.zeros_like(policy), torch.zeros_like(logprobs)
     if ref_logprobs is not None:
@@ -131,7 +146,22 @@ def policy_loss(
         loss = loss - settings.entropy_coef * entropy_weight * _where_counted(entropy, counts, dtype).sum()
     clipped = _clipped(log_ratio.detach(), advantages, settings) * counts.to(dtype)
     clip_fraction = (clipped * token_weight).sum()
-    return LossTerms(loss, policy.detach(), kl.detach(), clip_fraction, kl_per_token.detach(), clipped)
+    return LossTerms(
+        loss, policy.detach(), kl.detach(), clip_fraction, kl_per_token.detach(), clipped, correction, capped
+    )
+
+
+def sampling_weights(old_logprobs: Tensor, sampling_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi_old(o_t) / mu(o_t), cap), without gradient: what a token counts that another program, mu, has drawn.
+
+    Both are ``(R, T)`` nats; pi_old is the policy when its completions were drawn, as the training pass computes it.
+    The same weights in another engine are not quite the same distribution, and its draws are off-policy by that much;
+    the cap bounds the variance of the correction. Source: truncated importance sampling, Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training" (fengyao.notion.site/off-policy-rl); the idea:
+    Ionides 2008.
+    """
+    # Cut off before exp, so that a token the sampler thought impossible does not become infinite.
+    return (old_logprobs - sampling_logprobs).detach().clamp(max=math.log(cap)).exp()
 
 
 def _where_counted(logprobs: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,6 +44,9 @@ class GRPO(Settings):
     DAPO."""
     balance: Literal["none", "modality", "question_type", "source"] = "none"
     """Make advantages louder for domains that are rare and hard so far. Source: DRPO (QoQ-Med), arXiv 2506.00711."""
+    sampling_cap: float = 2.0
+    """Where a server writes the completions (``rollout.endpoint``): the most a token counts for being likelier in the
+    training pass than the server drew it. Source: Yao et al. 2025, truncated importance sampling."""
     sync_reference_every: int = 0
     """Steps after which the reference moves towards the policy; 0 keeps it frozen. Source: TR-DPO, arXiv 2404.09656."""
     sync_reference_mix: float = 0.6
@@ -93,6 +96,15 @@ class GRPO(Settings):
         if value <= 0:
             raise ValueError(
                 f"clip_high is {value:g}, but it must be above 0: otherwise no completion is ever reinforced"
+            )
+        return value
+
+    @field_validator("sampling_cap")
+    @classmethod
+    def _an_agreeing_sampler_counts_in_full(cls, value: float) -> float:
+        if value < 1:
+            raise ValueError(
+                f"sampling_cap is {value:g}, but it must be at least 1: lower, it would weaken every token"
             )
         return value
 

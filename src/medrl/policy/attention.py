@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 NAME = "medrl"
+BY_ITSELF = "attention is a kernel by itself"
+"""Where compiled layers are cut."""
 
 
 class Visibility(Protocol):
@@ -58,7 +60,7 @@ def share_heads(query: Tensor, key: Tensor) -> Tensor:
     return key if groups == 1 else key.repeat_interleave(groups, dim=1)
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason=BY_ITSELF)
 def attention(
     module: torch.nn.Module,
     query: Tensor,

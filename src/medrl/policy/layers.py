@@ -1,12 +1,26 @@
 """What may be done to layers for memory or speed without a change in any number: recompute, compile, keep elsewhere."""
 
-from collections.abc import Sequence
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
+
+from medrl.errors import PolicyError
+from medrl.policy.attention import BY_ITSELF
+
+log = logging.getLogger(__name__)
+Compilation = Literal["auto"] | bool
 
 
 def checkpoint_activations(layers: Sequence[nn.Module]) -> None:
@@ -51,11 +65,45 @@ def _waiting(parameter: nn.Parameter, device: torch.device) -> torch.Tensor:
     return data.pin_memory() if device.type == "cuda" else data  # pinned: copied while the device computes
 
 
+def choose_compilation(wanted: Compilation, device: torch.device) -> bool:
+    """Whether to compile the layers of a model on this device: ``auto`` does on a GPU, where launches cost time.
+
+    Raises ``PolicyError`` where it is asked for and cannot be had.
+    """
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return False
+    problem = compilation_obstacle(device)
+    if problem is None:
+        log.info("layers: compiled (%s on %s)", "chosen by auto" if wanted == "auto" else "as asked", device)
+    elif wanted == "auto":
+        log.warning("layers: not compiled (chosen by auto on %s): %s", device, problem)
+    else:
+        raise PolicyError(
+            f"policy.compile_layers is true, but {problem}: install it, or set policy.compile_layers=false"
+        )
+    return problem is None
+
+
+def compilation_obstacle(device: torch.device) -> str | None:
+    """Why layers cannot be compiled for a device; None where they can."""
+    if device.type == "cuda" and not has_triton():
+        return "Triton, which makes the kernels, is missing or does not know this GPU"
+    # On a GPU it compiles what launches Triton's kernels.
+    names = [os.environ.get("CXX" if device.type == "cpu" else "CC", ""), *COMPILERS[device.type == "cpu"]]
+    if not any(name and shutil.which(name) for name in names):
+        return f"a compiler ({' or '.join(COMPILERS[device.type == 'cpu'])}) is missing"
+    return None
+
+
+COMPILERS = {True: ("g++", "clang++"), False: ("gcc", "cc", "clang")}
+"""Whether for a CPU -> what would do."""
+
+
 def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> None:
     """Fuse what surrounds the matrix products of each layer, for any number of tokens.
 
-    One compilation serves all layers: they run the same code on other weights. Only passes without a cache are
-    compiled: decoding on a GPU is captured whole instead.
+    One compilation serves all layers: they run the same code on other weights. Attention is cut out (``BY_ITSELF``):
+    it has kernels of its own. Passes that leave a cache behind, of prompts before they are completed, are not compiled.
     """
     compiled: Any = torch.compile(type(layers[0]).forward, dynamic=True, backend=backend)
     for layer in layers:
@@ -70,8 +118,29 @@ COMPILED = "_medrl_compiled_forward"
 def _compiled(layer: Any, *inputs: Any, **options: Any) -> Any:
     if options.get("past_key_values") is not None:
         return type(layer).forward(layer, *inputs, **options)
-    return _forward_of(layer)(layer, *inputs, **options)
+    with compiling():
+        return getattr(layer, COMPILED)[0](layer, *inputs, **options)
 
 
 def _forward_of(layer: Any) -> Any:
-    return getattr(layer, COMPILED, (type(layer).forward,))[0]
+    return _compiled if hasattr(layer, COMPILED) else type(layer).forward
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Raise ``PolicyError`` where the compiler fails."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+        raise PolicyError(f"the layers cannot be compiled here: {reason}. Set policy.compile_layers=false") from error
+
+
+@contextmanager
+def naming_cuts() -> Iterator[None]:
+    """Say what keeps the compiler from taking a layer whole, besides attention: every cut costs speed, no exactness."""
+    before = Counter(counters["graph_break"])
+    yield
+    for reason in Counter(counters["graph_break"]) - before:
+        if BY_ITSELF not in reason:
+            log.warning("layers: compiled in more pieces than they should be: %s", reason)

@@ -35,8 +35,8 @@ class PolicySettings(Settings):
     """Train adapters of this shape instead of all weights; ``lora: {}`` takes the defaults."""
     checkpoint_activations: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time, the same gradient."""
-    compile_layers: bool = False
-    """Compile the decoder layers for the training pass."""
+    compile_layers: Literal["auto"] | bool = "auto"
+    """Fuse what surrounds the layers' matrix products, in training and decoding; auto does so on a GPU and says so."""
 
 
 def resolve_model(model: str) -> str:

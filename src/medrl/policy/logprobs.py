@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
-CHUNK_LOGITS = 2**27
-"""Logits that exist at a time: half a gigabyte in float32, 883 tokens of Qwen2-VL's vocabulary."""
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
+"""Logits that exist at a time. On a CPU, what stays in its caches; on a GPU half a gigabyte in float32, 883 tokens of
+Qwen2-VL's vocabulary."""
 
 
 def token_logprobs(
@@ -29,7 +30,7 @@ def token_logprobs(
     Returns:
         logprobs (M,) and entropy (M,) in nats, both with gradient to ``hidden`` and ``weight``.
     """
-    chunk_rows = chunk_rows or max(1, CHUNK_LOGITS // len(weight))
+    chunk_rows = chunk_rows or max(1, CHUNK_LOGITS.get(hidden.device.type, 2**21) // len(weight))
     return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk_rows)  # type: ignore[no-any-return]
 
 
@@ -53,12 +54,15 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         normalizer, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for rows in _chunks(len(hidden), chunk_rows):
-            logits = head_logits(hidden[rows], weight) / temperature
-            normalizer[rows] = logits.logsumexp(-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalizer[rows]
+            logits = _heated(head_logits(hidden[rows], weight), temperature)
+            largest = logits.amax(-1)
+            logits -= largest[:, None]
+            weights = logits.exp()  # Z p, for logits whose largest is 0
+            total = weights.sum(-1)
+            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - total.log()
             # H = log Z - sum p z
-            probabilities = (logits - normalizer[rows, None]).exp_()
-            entropy[rows] = normalizer[rows] - torch.linalg.vecdot(probabilities, logits)
+            entropy[rows] = total.log() - torch.einsum("mv,mv->m", weights, logits) / total
+            normalizer[rows] = largest + total.log()
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
         ctx.set_materialize_grads(False)  # an entropy that only is reported costs the backward pass nothing
@@ -72,7 +76,7 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows in _chunks(len(hidden), ctx.chunk_rows):
-            logits = head_logits(hidden[rows], weight) / ctx.temperature
+            logits = _heated(head_logits(hidden[rows], weight), ctx.temperature)
             logits -= normalizer[rows, None]  # log p
             # d logprob / d logits = onehot - p;  d H / d logits = -p (log p + H)
             slope = grad[rows, None]
@@ -80,10 +84,15 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope = slope + entropy_grad[rows, None] * (logits + entropy[rows, None])
             grad_logits = logits.exp_().mul_(-slope)
             grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
-            grad_logits = grad_logits / ctx.temperature
+            grad_logits = _heated(grad_logits, ctx.temperature)
             grad_hidden[rows] = grad_logits.to(hidden.dtype) @ weight
             grad_weight = _add_product(grad_weight, grad_logits, hidden[rows])
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def _heated(logits: Tensor, temperature: float) -> Tensor:
+    """Divided in place; most runs have a temperature of 1."""
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Tensor:

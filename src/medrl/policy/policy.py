@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -26,7 +27,15 @@ from medrl.phases import phase
 from medrl.policy import lora
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
-from medrl.policy.layers import checkpoint_activations, compile_layers, keep_in_main_memory
+from medrl.policy.layers import (
+    Compilation,
+    checkpoint_activations,
+    choose_compilation,
+    compile_layers,
+    compiling,
+    keep_in_main_memory,
+    naming_cuts,
+)
 from medrl.policy.layout import Layout, pack
 from medrl.policy.loading import (
     Dtype,
@@ -100,7 +109,7 @@ class Policy:
         self.trained = False
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self.compiled = False
-        """Whether the decoder layers are compiled for the training pass."""
+        """Whether the layers are compiled."""
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()
@@ -243,10 +252,28 @@ class Policy:
         """Keep only the inputs of layers for the backward pass: less memory, about a third more time."""
         checkpoint_activations([*self.family.layers, *self.family.vision_blocks])
 
-    def compile_layers(self) -> None:
-        """Compile the decoder layers for the training pass: the first step of a run takes a minute longer."""
-        compile_layers(self.family.layers)
+    def compile_layers(self, wanted: Compilation = True, backend: str = "inductor") -> None:
+        """Compile the layers, for the training pass and for decoding, where ``choose_compilation`` says so.
+
+        That takes about a minute, here, so that what cannot be compiled shows before a step is taken. Raises
+        ``PolicyError`` with the compiler's reason.
+        """
+        if not choose_compilation(wanted, self.device):
+            return
+        for layers in (self.family.layers, self.family.vision_blocks):
+            compile_layers(layers, backend)
         self.compiled = True
+        with compiling(), naming_cuts():
+            self._compile_now()
+
+    def _compile_now(self) -> None:
+        """Take an image and two completions there and back; nothing is kept of it."""
+        first = next(iter(p for p in self.model.parameters() if p.requires_grad), None)
+        encoded = [self.encode_turn("first", "", [new_image("RGB", (56, 56))])]
+        with torch.set_grad_enabled(first is not None):
+            scored = self.logprobs(encoded, [[[0, 0, 0], [0, 0]]])
+        if first is not None:
+            torch.autograd.grad(scored.logprobs.sum(), [first])
 
     def encode(self, prompts: Sequence[Prompt], *, room_tokens: int = 0) -> list[EncodedPrompt]:
         """Tokenize prompts and prepare their images, each once.
@@ -425,8 +452,7 @@ def load_policy(settings: PolicySettings) -> Policy:
         policy.add_lora(settings.lora)
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
-    if settings.compile_layers:
-        policy.compile_layers()
+    policy.compile_layers(settings.compile_layers)
     return policy
 
 

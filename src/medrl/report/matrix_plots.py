@@ -4,14 +4,15 @@ Blue and orange only, which color-blind readers tell apart, and every cell says 
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
 from medrl.report.text import UNKNOWN, visible
 
-CELL_WIDTH, CELL_HEIGHT = 92, 46
-LABEL_WIDTH, HEAD_HEIGHT = 176, 30
+CELL_WIDTH, CELL_HEIGHT = 86, 46
+LABEL_WIDTH, LINE_HEIGHT = 134, 14
 STRONGEST = 0.6
 """Opacity of the fullest cell: the number on it stays readable."""
 
@@ -40,14 +41,16 @@ def heat_map(
     """
     known = [abs(value) for line in values for value in line if value is not None]
     top = max(known, default=0.0) or 1.0
-    width, height = heat_width(columns), HEAD_HEIGHT + CELL_HEIGHT * len(rows)
+    heads, sides = [_wrap(column, 14) for column in columns], [_wrap(row, 15) for row in rows]
+    head_height = LINE_HEIGHT * max(map(len, heads), default=1) + 16
+    width, height = heat_width(columns), head_height + CELL_HEIGHT * len(rows)
     body = []
-    for j, column in enumerate(columns):
-        x = LABEL_WIDTH + CELL_WIDTH * (j + 0.5)
-        body.append(f'<text class="middle" x="{x}" y="{HEAD_HEIGHT - 10}">{_name(column, 13)}</text>')
-    for i, row in enumerate(rows):
-        y = HEAD_HEIGHT + CELL_HEIGHT * i
-        body.append(f'<text class="heading end" x="{LABEL_WIDTH - 10}" y="{y + 27}">{_name(row, 21)}</text>')
+    for j, (column, lines) in enumerate(zip(columns, heads, strict=True)):
+        x, y = LABEL_WIDTH + CELL_WIDTH * (j + 0.5), head_height - 10
+        body.append(_lines("middle", column, lines, x, y - LINE_HEIGHT * (len(lines) - 1)))
+    for i, (row, lines) in enumerate(zip(rows, sides, strict=True)):
+        y = head_height + CELL_HEIGHT * i
+        body.append(_lines("heading end", row, lines, LABEL_WIDTH - 10, y + 27 - LINE_HEIGHT * (len(lines) - 1) / 2))
         for j in range(len(columns)):
             value, ends = values[i][j], (low[i][j], high[i][j])
             x = LABEL_WIDTH + CELL_WIDTH * j
@@ -128,6 +131,18 @@ def _name(text: str, room: int) -> str:
     whole = visible(text).replace("\n", " ")
     short = whole if len(whole) <= room else whole[: room - 1] + "…"
     return f"<title>{escape(whole)}</title>{escape(short)}"
+
+
+def _wrap(text: str, room: int) -> list[str]:
+    """A name on up to three lines; what has no room there is cut off."""
+    return textwrap.wrap(visible(text).replace("\n", " "), room, max_lines=3, placeholder="…") or [""]
+
+
+def _lines(css: str, text: str, lines: Sequence[str], x: float, y: float) -> str:
+    """These lines, the first at y; the whole name where a pointer rests."""
+    spans = (f'<tspan x="{x}" y="{y + LINE_HEIGHT * i}">{escape(line)}</tspan>' for i, line in enumerate(lines))
+    whole = visible(text).replace("\n", " ")
+    return f'<text class="{css}"><title>{escape(whole)}</title>{"".join(spans)}</text>'
 
 
 def _svg(body: Sequence[str], label: str, size: str, css: str) -> str:

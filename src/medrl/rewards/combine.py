@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from medrl.errors import RewardError, SettingsError
@@ -161,6 +161,26 @@ def check_gold(reward: Reward, examples: Iterable[Example], mode: Mode) -> list[
         return short or score.value <= reward(example, silent).value
 
     return [(example, score) for example, score in scored if earns_too_little(example, score)]
+
+
+def check_wrong(reward: Reward, examples: Iterable[Example], mode: Mode) -> list[tuple[Example, Score]]:
+    """The examples of which a wrong answer earns as much as the right one, with what it earned.
+
+    A reward may do so on purpose (one for the form alone), but it cannot teach what is right.
+    """
+    wrong = [(example, reward(example, wrong_completion(example, mode))) for example in examples]
+    return [(row, score) for row, score in wrong if score.value >= reward(row, gold_completion(row, mode)).value]
+
+
+def wrong_completion(example: Example, mode: Mode) -> Completion:
+    """A completion in the form of ``mode`` that answers wrongly: by another option, by the other of yes and no, or by
+    words that answer nothing."""
+    wrong = {"yes": "no", "no": "yes"}.get(example.target, "nothing of the kind")
+    if example.kind in ("choice", "multi_select"):
+        chosen = example.target.split(", ")
+        others = [letter for letter in LETTERS[: len(example.options)] if letter not in chosen]
+        wrong = (others or chosen[1:] or [wrong])[0]
+    return gold_completion(replace(example, kind="short", target=wrong), mode)
 
 
 def _highest_of(reward: Reward, example: Example) -> float | None:

@@ -35,8 +35,10 @@ class GuardedReward:
         sample = _describe(self.name, example, completion)
         with renaming_errors(f"{sample} raised", RewardError), _time_limit(self.limit_s, sample):
             result = self.reward(example, completion)
-        if isinstance(result, Real) and not isinstance(result, bool):
-            value = float(result)
+        if getattr(result, "ndim", None) == 0:
+            result = result.item()  # one number of numpy or torch
+        if isinstance(result, Real):
+            value = float(result)  # True is 1 and False is 0
             result = Score(value=value, parts={self.name: value}, explanation=f"{self.name} {value:g}.")
         if not isinstance(result, Score) or not isinstance(result.value, Real):
             count = f", {len(result)} values" if isinstance(result, list | tuple) else ""
@@ -52,8 +54,9 @@ class GuardedReward:
 def guarded(reward: Callable[[Example, Completion], Any], limit_s: float | None = None) -> GuardedReward:
     """``reward`` so that it gives a `Score` or raises a typed error that names function, example and completion.
 
-    A number is taken as the value of a score. `RewardError`: it raised, returned anything else, or took longer than
-    ``limit_s`` seconds (default: its own ``limit_s``, else `LIMIT_S`). `NonFiniteError`: NaN or infinity. The limit
+    A number is taken as the value of a score, True as 1 and False as 0. `RewardError`: it raised, returned anything
+    else, or took longer than ``limit_s`` seconds (default: its own ``limit_s``, else `LIMIT_S`). `NonFiniteError`: NaN
+    or infinity. The limit
     works by an alarm, so it holds in the main thread of a program on Linux and macOS, where training runs.
     """
     if isinstance(reward, GuardedReward):

@@ -87,6 +87,11 @@ class Judge:
         return self.tries * self.timeout_s + self.first_wait_s * 2**self.tries
 
     def __call__(self, example: Example, completion: Completion) -> Score:
+        if not example.question.strip():
+            raise RewardError(
+                f"example {example.id!r} has no question, and a judge cannot grade an answer without one: "
+                "give the row a question"
+            )
         block, form = find_block(completion.text, completion.mode), well_formed(example, completion)
         if block.problem:
             return make_score(example, 0.0, form, None, block.problem)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from medrl.errors import RewardError
 from medrl.rewards.boxes import Box, iou, read_box
 from medrl.rewards.closed import read_multi_select, read_yes_no
-from medrl.rewards.numeric import numbers_match, read_quantity, read_target
+from medrl.rewards.numeric import allowed_difference, numbers_match, read_quantity, read_target
 from medrl.rewards.open_text import exact, references_of
 from medrl.rewards.option_text import trim, words_of
 from medrl.rewards.parse import NO_BLOCK, Answer, find_block, read_choice
@@ -70,7 +70,7 @@ def check_target(example: Example) -> None:
     elif example.kind == "yes_no" and example.target not in ("yes", "no"):
         raise RewardError(f"example {example.id!r} has the target {example.target!r}; a yes_no target is yes or no")
     elif example.kind == "numeric":
-        read_target(example.target, example.id)
+        allowed_difference(read_target(example.target, example.id), example.tolerance)
     elif example.kind == "box":
         target_box(example)
     elif not words_of(example.target.casefold()):

@@ -22,7 +22,12 @@ _DENIED = re.compile(
     r"|reject(?:ed)?|rules? out|ruled out|(?:anything|all|everything) but)\b"
 )
 """Words, as ``words_of`` gives them, beside which a named option may be the one that is ruled out."""
+_COMPARED = re.compile(r"\b(?:unlike|than|versus|vs|instead|rather|compared|whereas|while|although)\b")
+_BEFORE_LETTER = re.compile(r"[\W_]*(?:(?:is|option|choice|answer|the|correct|so|therefore|which)[\W_]+)*\Z")
+_BEHIND_LETTER = re.compile(r"\A[\W_]*(?:(?:is|which|it|this|an?|the)[\W_]+)*")
 _MAX_CHARS = 20_000
+_NEAR_CHARS, _MAX_SAID = 400, 20
+"""How far beside a letter another option's text is looked for, and beside how many of the last letters."""
 
 
 def read_leniently(example: Example, completion: Completion) -> Answer:
@@ -30,8 +35,9 @@ def read_leniently(example: Example, completion: Completion) -> Answer:
 
     The final text is what follows the reasoning (in ``think_after``: comes before it), or everything where that is
     empty. An option is named by a lone capital or by its text; where several are named, ``the answer is C`` decides,
-    and two such that differ leave it unread; so does a denial (``not C``, ``C is wrong``). For kinds other than choices
-    only the last block is tried.
+    and two such that differ leave it unread; so does another option's text right beside it (``Option C, MRI``) or as
+    the only one that the text names, and a denial (``not C``, ``C is wrong``). For kinds other than choices only the
+    last block is tried.
     """
     strict = read_answer(example, completion)
     if strict.value is not None:
@@ -66,17 +72,38 @@ def _final_texts(text: str, mode: Mode) -> list[str]:
 
 def _named(text: str, options: Sequence[str]) -> set[int]:
     """Options that ``text`` names; where it says what the answer is, only those it says so of."""
-    said = _offered((match[1] or match[2] for match in _SAID.finditer(text)), options)
-    if said:
-        return said
     plain = f" {' '.join(words_of(clean(text)))} "
-    by_text = {index for index, option in enumerate(options) if (words := _joined(option)) and words in plain}
-    if _DENIED.search(_without(plain, options)):
+    by_text = _in_words(plain, options)
+    rest = _without(plain, options)
+    denied = _DENIED.search(rest)
+    matches = [match for match in _SAID.finditer(text) if LETTERS.index(match[1] or match[2]) < len(options)]
+    if matches:
+        said = {LETTERS.index(match[1] or match[2]) for match in matches}
+        said.update(*(_beside(text, match, options) for match in matches[-_MAX_SAID:]))
+        return said | (by_text if len(by_text) == 1 and not denied and not _COMPARED.search(rest) else set())
+    if denied:
         return set()
-    # "Lung" stands also where "left lung" does: the longer one is meant.
-    longest = {i for i in by_text if not any(i != j and _joined(options[i]) in _joined(options[j]) for j in by_text)}
-    alone = _offered((match[1] for match in _ALONE.finditer(text)), options)
-    return longest | alone
+    return by_text | _offered((match[1] for match in _ALONE.finditer(text)), options)
+
+
+def _in_words(plain: str, options: Sequence[str]) -> set[int]:
+    """Options whose words stand in the text. "Lung" stands also where "left lung" does: the longer one is meant."""
+    return _longest({i for i, option in enumerate(options) if (words := _joined(option)) and words in plain}, options)
+
+
+def _longest(named: set[int], options: Sequence[str]) -> set[int]:
+    return {i for i in named if not any(i != j and _joined(options[i]) in _joined(options[j]) for j in named)}
+
+
+def _beside(text: str, match: re.Match[str], options: Sequence[str]) -> set[int]:
+    """Options whose words end right before the letter that was said, or begin right behind it."""
+    start, end = match.span()
+    before = _BEFORE_LETTER.sub("", text[max(0, start - _NEAR_CHARS) : start].casefold())
+    behind = _BEHIND_LETTER.sub("", text[end : end + _NEAR_CHARS].casefold(), count=1)
+    before, behind = (f" {' '.join(words_of(clean(near)))} " for near in (before, behind))
+    ends = {i for i, option in enumerate(options) if (words := _joined(option)) and before.endswith(words)}
+    begins = {i for i, option in enumerate(options) if (words := _joined(option)) and behind.startswith(words)}
+    return _longest(ends, options) | _longest(begins, options)
 
 
 def _without(plain: str, options: Sequence[str]) -> str:

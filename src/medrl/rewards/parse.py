@@ -25,6 +25,7 @@ from medrl.rewards.option_text import (
     trim,
     words_of,
 )
+from medrl.rewards.phrases import is_abstention, strip_lead_in, strip_tail
 from medrl.types import LETTERS, MODES, Mode
 
 
@@ -157,22 +158,15 @@ def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
 
 # ---- what the block says -------------------------------------------------------------------------------------------
 
-_LEAD_IN = re.compile(
-    r"""[\s*_#"'`(\[{]*(?:
-        (?:(?:so|thus|therefore|hence),?\s)? (?:(?:the|my)\s)? (?:(?:final|correct|right|best)\s)?
-            (?:answer|ans|option|choice|letter)s?(?![^\W_]) (?:\s(?:is|are|would\sbe|should\sbe)(?![^\W_]))?
-      | (?:it|this|that)\sis(?![^\W_]) | i\s(?:choose|pick|select)(?![^\W_])
-      | (?:正确|正確)?的?(?:答案|选项|選項|选择|選擇|选|選|答え|正解)(?:是|为|為|は)?
-      | \$*\\(?:boxed|text|textbf|mathrm|mathbf)\{
-    )[\s:=*"']*(?:-\s)?""",
-    re.VERBOSE,
-)
 _LAST_LETTER = re.compile(
     r"""(?: [\s,;:]*[(\[]\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])\s?[)\]]
-          | (?:[,;:=]|\s-|\n)\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z]) )[\s.!*_"'`]*\Z""",
+          | (?:[,;:=]|\s-|\n)\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])
+          | (?:\.|,?(?:\swhich)?\sis)\s(?:the\s)?(?:option|choice|answer)(?:\sis)?[\s:]{1,2}([a-z])
+        )[\s.!*_"'`]*\Z""",
     re.VERBOSE,
 )
 _LAST_LETTER_CHARS = 32
+_STRUCK_OUT = re.compile(r"(?ais)~~[^~]*~~|<(del|strike)>.*?</\1>")
 _SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
 
@@ -187,7 +181,7 @@ def read_choice(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     # Nothing that long is an option; and Unicode normalization takes quadratic time on a run of combining marks.
     if len(raw) > _SPARE_CHARS + 2 * max(map(len, options), default=0):
         return None, "answer is too long"
-    text = clean(raw)
+    text = clean(_STRUCK_OUT.sub(" ", raw))
     if not text:
         return None, "empty answer"
     letter = _bare_letter(text)
@@ -196,7 +190,10 @@ def read_choice(raw: str, options: Sequence[str]) -> tuple[int | None, str]:
     body = strip_lead_in(text)
     # As written beats any lead-in: "It is normal" may be one option and "Normal" another.
     readings = set(options_as_written(raw, options) or options_named(text, options) + _options_said(body, options))
-    readings.update(_letter_then_text(body, options), _text_then_letter(body, options))
+    for said in {body, strip_tail(body)}:
+        readings.update(_letter_then_text(said, options), _text_then_letter(said, options))
+    if not readings:
+        readings.update(_options_said(strip_tail(body), options))
     if len(readings) == 1:
         return readings.pop(), ""
     return None, "names several options" if readings else _say_why_unreadable(body, options)
@@ -217,6 +214,8 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
         return []
     letter, rest = split
     bare = rest.lstrip(")].:,= \n")
+    if (written := options_as_written(bare, options)) and letter not in written:
+        return []
     bodies = {rest, bare, strip_lead_in(bare)}
     again = _split_last_letter(bare)
     if again is not None and again[0] == letter:
@@ -235,7 +234,7 @@ def _text_then_letter(text: str, options: Sequence[str]) -> list[int]:
 
 
 def _agrees(letter: int, text: str, options: Sequence[str]) -> bool:
-    return same_text(text, options[letter]) or letter in _options_said(text, options)
+    return same_text(text, options[letter]) or _options_said(text, options) == [letter]
 
 
 def _bare_letter(text: str) -> int | None:
@@ -260,29 +259,10 @@ def _split_last_letter(text: str) -> tuple[int, str] | None:
     match = _LAST_LETTER.search(text, offset)
     if match is None or match.start() == 0:
         return None
-    return ord(match[1] or match[2]) - ord("a"), text[: match.start()]
-
-
-def strip_lead_in(text: str) -> str:
-    """``text`` without up to three openings such as ``The answer is`` or ``Option``."""
-    for _ in range(3):
-        match = _LEAD_IN.match(text)
-        if match is None or match.end() == len(text):
-            break
-        text = text[match.end() :]
-    return text
+    return ord(match[1] or match[2] or match[3]) - ord("a"), text[: match.start()]
 
 
 # ---- why there is no letter ----------------------------------------------------------------------------------------
-
-_ABSTENTIONS = re.compile(
-    r"""(?: none | neither | nothing | unknown | unsure | unclear | uncertain | undetermined | impossible | n\ a | na
-          | no\ answer | no\ idea | not\ enough | insufficient | all\ of\ the\ above | 不知道 | 无法.* | 不确定
-          | (?:i\ |we\ )?(?:am\ |m\ )?(?:not\ sure|not\ certain|not\ able|unsure|uncertain|unable|sorry)
-          | (?:i\ |we\ |it\ )?(?:cannot|can\ t|can\ not|could\ not|do\ not|don\ t)
-        )(?![^\W_])""",
-    re.VERBOSE,
-)
 
 
 def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
@@ -290,7 +270,7 @@ def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
     plain = " ".join(words)
     if not words:
         return "empty answer"
-    if _ABSTENTIONS.match(plain):
+    if is_abstention(plain):
         return "abstained"
     letters = {word for word in words if len(word) == 1 and "a" <= word < chr(ord("a") + len(options))}
     texts = [

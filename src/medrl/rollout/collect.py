@@ -9,6 +9,8 @@ from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.types import Completion, Example, Group, Groups, Prompt, Reward, Rollout, Score
 
+Generate = Callable[..., list[list[Completion]]]
+"""``engine.generate`` or a server's: (policy, prompts, sampling, group_size=, seed=, step=) -> completions."""
 Ask = Callable[[Example], Prompt]
 """Example -> prompt, with mode and template already chosen."""
 
@@ -23,13 +25,16 @@ def collect(
     group_size: int,
     seed: int,
     step: int,
+    generator: Generate | None = None,
 ) -> Groups:
     """Complete each example's prompt ``group_size`` times and score the completions.
+
+    ``generator`` None is the policy itself, in this process.
 
     Raises ``NonFiniteError`` naming the example when a log-probability or a reward is NaN or infinite.
     """
     prompts = [ask(example) for example in examples]
-    completions = generate(policy, prompts, sampling, group_size=group_size, seed=seed, step=step)
+    completions = (generator or generate)(policy, prompts, sampling, group_size=group_size, seed=seed, step=step)
     for prompt, group in zip(prompts, completions, strict=True):
         check_finite(prompt, group)
     return Groups(

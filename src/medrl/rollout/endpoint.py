@@ -11,19 +11,18 @@ import hashlib
 import io
 import json
 import os
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from medrl.data.images import open_image
 from medrl.errors import EndpointError, SettingsError
+from medrl.rollout.requests import Work, each
 from medrl.rollout.sampling import Sampling
 from medrl.types import Completion, Prompt
 
@@ -33,6 +32,7 @@ _MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _OF_THIS_REQUEST = frozenset({400, 413, 415, 422})
 """Refusals of one request, e.g. of a prompt that is too long; any other refusal is of all requests."""
 _LONGEST_WAIT_S = 60.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +46,11 @@ class Reply:
     refusal: str = ""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The server will not answer this request, and others may fare better."""
 
 
-@dataclass(slots=True)
-class _Work:
-    """What the requests of one call know of each other."""
-
-    answered: int = 0
-    leaving: threading.Event = field(default_factory=threading.Event)
-    """Set once the call ends early: attempts that run are finished, no other is made."""
-
-
-class _MayPass(Exception):
+class MayPass(Exception):
     """A failure that may pass; ``wait_s`` is how long the server asked to be left alone."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
@@ -103,76 +94,78 @@ class Endpoint:
             EndpointError: the server cannot be reached, refuses everybody, or failed a request ``tries`` times while it
                 answered no other. Replies that were under way then have been handed over before.
         """
-        waiting, work, failure = iter(prompts), _Work(), None
-        with ThreadPoolExecutor(at_once) as pool:
-            under_way: set[Future[Reply]] = set()
+        work = Work()
+
+        def reply(prompt: Prompt) -> Reply:
+            body = describe_chat(self.model, prompt, sampling)
+            bodies = [{**body, **_draw(sampling, seed, prompt, i)} for i in range(group_size)]
             try:
-                while True:
-                    while failure is None and len(under_way) < at_once and (prompt := next(waiting, None)) is not None:
-                        under_way.add(pool.submit(self._reply, work, prompt, sampling, group_size, seed))
-                    if not under_way:
-                        break
-                    ready, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    for future in ready:
-                        if (error := future.exception()) is None:
-                            work.answered += not future.result().refusal
-                            yield future.result()
-                        elif not isinstance(error, EndpointError):
-                            raise error
-                        elif failure is None:
-                            failure = error
-                            work.leaving.set()
-            finally:
-                work.leaving.set()
-        if failure is not None:
-            raise failure
+                answers = [self.ask(work, body, lambda data: _read(data, prompt)) for body in bodies]
+            except Refused as refusal:
+                return Reply(prompt=prompt, refusal=str(refusal))
+            work.answered += 1
+            completions, tokens = zip(*answers, strict=True)
+            return Reply(prompt=prompt, completions=completions, tokens=tokens)
 
-    def _reply(self, work: _Work, prompt: Prompt, sampling: Sampling, group_size: int, seed: int) -> Reply:
-        body = _request(self.model, prompt, sampling)
-        try:
-            answers = [self._ask(work, {**body, **_draw(sampling, seed, prompt, i)}, prompt) for i in range(group_size)]
-        except _Refused as refusal:
-            return Reply(prompt=prompt, refusal=str(refusal))
-        completions, tokens = zip(*answers, strict=True)
-        return Reply(prompt=prompt, completions=completions, tokens=tokens)
+        yield from each(prompts, reply, work, at_once=at_once)
 
-    def _ask(self, work: _Work, body: Mapping[str, Any], prompt: Prompt) -> tuple[Completion, int]:
-        """Completion and its tokens; asked again while what went wrong may pass."""
+    def ask(
+        self,
+        work: Work,
+        body: Mapping[str, Any],
+        read: Callable[[bytes], T],
+        url: str | None = None,
+        *,
+        patient_with_500: bool = True,
+    ) -> T:
+        """What ``read`` makes of the reply to ``body``; asked again while what went wrong may pass.
+
+        ``url`` None is that of chats; an error within the server (500) is of those where a call does not change it.
+        Raises ``Refused`` for what the server will not do, ``EndpointError`` when it is
+        the server that fails.
+        """
         answered_before, attempts, problem = work.answered, 0, ""
+        url = url or self.url.rstrip("/") + "/chat/completions"
         while attempts < self.tries and not work.leaving.is_set():
             try:
-                return _read(self._post(body), prompt)
-            except _MayPass as error:
+                return read(self._post(url, body, _MAY_PASS if patient_with_500 else _MAY_PASS - {500}))
+            except MayPass as error:
+                work.away |= isinstance(_root(error), ConnectionRefusedError)
                 attempts, problem = attempts + 1, str(error)
                 wait_s = self.first_wait_s * 2 ** (attempts - 1) if error.wait_s is None else error.wait_s
             if attempts < self.tries:
                 work.leaving.wait(min(wait_s, _LONGEST_WAIT_S))
         if attempts == self.tries and work.answered > answered_before:  # it is about this request, not about the server
-            raise _Refused(f"{problem} ({attempts} times, while the server answered others)")
+            raise Refused(f"{problem} ({attempts} times, while the server answered others)")
         raise EndpointError(
             f"the endpoint {self.url} failed for good: {problem} (asked {attempts} times). Finished answers are kept; "
             "see to the server and run the same command again"
         )
 
-    def _post(self, body: Mapping[str, Any]) -> bytes:
+    def _post(self, url: str, body: Mapping[str, Any], may_pass: frozenset[int]) -> bytes:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
-        url = self.url.rstrip("/") + "/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
             said = f"HTTP {error.code} ({error.reason}): {_excerpt(error)}"
-            if error.code in _MAY_PASS:
-                raise _MayPass(said, _retry_after(error)) from error
+            if error.code in may_pass:
+                raise MayPass(said, _retry_after(error)) from error
             if error.code in _OF_THIS_REQUEST:
-                raise _Refused(said) from error
-            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check --endpoint, the model's name "
+                raise Refused(said) from error
+            raise EndpointError(f"the endpoint {self.url} refuses: {said}. Check that address, the model's name "
                                 f"{self.model!r} and {KEY_VARIABLE}") from error  # fmt: skip
         except (OSError, HTTPException) as error:  # refused, reset, timed out, cut off
-            raise _MayPass(f"no reply ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
+            raise MayPass(f"no reply ({getattr(error, 'reason', None) or error or type(error).__name__})") from error
+
+
+def _root(error: BaseException) -> BaseException | None:
+    """What lies under a request that got no reply."""
+    cause = error.__cause__
+    return cause.reason if isinstance(cause, urllib.error.URLError) and isinstance(cause.reason, OSError) else cause
 
 
 def data_uri(image: Path) -> str:
@@ -182,7 +175,8 @@ def data_uri(image: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _request(model: str, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+def describe_chat(model: str, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    """What every request for a completion of ``prompt`` says."""
     content = [
         *({"type": "image_url", "image_url": {"url": data_uri(image)}} for image in prompt.images),
         {"type": "text", "text": prompt.text},
@@ -205,7 +199,7 @@ def _draw(sampling: Sampling, seed: int, prompt: Prompt, index: int) -> dict[str
 
 
 def _read(data: bytes, prompt: Prompt) -> tuple[Completion, int]:
-    """Completion and its tokens. Raises ``_MayPass`` for what is no whole reply, ``_Refused`` for one without text."""
+    """Completion and its tokens. Raises ``MayPass`` for what is no whole reply, ``Refused`` for one without text."""
     try:
         reply = json.loads(data)
         choice = reply["choices"][0]
@@ -213,11 +207,11 @@ def _read(data: bytes, prompt: Prompt) -> tuple[Completion, int]:
         text, reasoning = message["content"], message.get("reasoning_content") or message.get("reasoning")
         tokens = reply["usage"]["completion_tokens"]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _MayPass(f"its reply is no chat completion ({type(error).__name__}: {error})") from error
+        raise MayPass(f"its reply is no chat completion ({type(error).__name__}: {error})") from error
     if finish_reason not in ("stop", "length"):
-        raise _Refused(f"the server ended the completion with {finish_reason!r}")
+        raise Refused(f"the server ended the completion with {finish_reason!r}")
     if not isinstance(text, str | None) or not isinstance(reasoning, str | None) or not isinstance(tokens, int):
-        raise _MayPass("its reply is no chat completion (content or usage are of another type)")
+        raise MayPass("its reply is no chat completion (content or usage are of another type)")
     whole = f"<think>{reasoning}</think>{text or ''}" if reasoning else text or ""  # as the model wrote it
     return Completion(text=whole, token_ids=(), finish_reason=_ended(finish_reason), mode=prompt.mode), tokens
 

@@ -139,7 +139,8 @@ class Decoder:
 
     def step(self) -> None:
         family = self.policy.family
-        hidden = family.hidden(family.embed(self.rows.tokens[:, None]), self.rows.positions, self, self)  # (R, 1, H)
+        self.layer = 0
+        hidden = family.hidden(family.embed(self.rows.tokens[:, None]), self.rows.positions, self)  # (R, 1, H)
         self.draw(head_logits(hidden[:, -1], family.head))
 
     def draw(self, logits: Tensor) -> None:
@@ -154,38 +155,35 @@ class Decoder:
         rows.positions.add_(1)
         rows.t.add_(1)
 
-    # transformers' cache protocol
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        self.layer = layer_idx
-        keys, values = self.rows.keys[layer_idx], self.rows.values[layer_idx]
-        slot = self.rows.t - 1
-        keys.index_copy_(2, slot, key)
-        values.index_copy_(2, slot, value)
-        if self.static:
-            return keys, values
-        end = int(self.rows.t)
-        return keys[:, :, :end], values[:, :, :end]
-
-    def get_seq_length(self, *_: object) -> int:
-        return 0
-
-    # medrl's visibility
+    # medrl's visibility; no cache of transformers', whose layers are compiled without one
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(R, heads, 1, D) against the prompt, (N, kv_heads, P, D), and the row's own (R, kv_heads, S, D)."""
+        """(R, heads, 1, D) against the prompt and the row's own tokens, to which (R, kv_heads, 1, D) are added."""
         prompts, table = self.rows.prompts, self.rows.table
+        key, value, written = self._own(key, value)
         rows, heads, _, width = query.shape
         kv_heads = key.shape[1]
         q = (query * scale).reshape(
             rows, kv_heads, heads // kv_heads, width
         )  # heads that share keys: rows of one query
-        written = (self.slots < self.rows.t) if self.static else None
         near, near_sum = _attend(q, key, value, written)
         asked = q[table].transpose(1, 2).flatten(2, 3)  # (N, kv_heads, G * shared heads, D)
         far, far_sum = _attend(asked, prompts.keys[self.layer], prompts.values[self.layer], prompts.mask)
         far, far_sum = (self._by_row(x, kv_heads, heads // kv_heads) for x in (far, far_sum))
         share = (near_sum - far_sum).sigmoid()  # exp(near) / (exp(near) + exp(far))
         out = share * near + (1 - share) * far
+        self.layer += 1
         return out.to(query.dtype).reshape(rows, heads, 1, width)
+
+    def _own(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of the rows' own tokens with those of the last one, and which count, where not all do."""
+        keys, values = self.rows.keys[self.layer], self.rows.values[self.layer]
+        slot = self.rows.t - 1
+        keys.index_copy_(2, slot, key)
+        values.index_copy_(2, slot, value)
+        if self.static:
+            return keys, values, self.slots < self.rows.t
+        end = int(self.rows.t)
+        return keys[:, :, :end], values[:, :, :end], None
 
     def _by_row(self, x: Tensor, kv_heads: int, shared: int) -> Tensor:
         """(N, kv_heads, G * shared, D) -> (R, kv_heads, shared, D)."""

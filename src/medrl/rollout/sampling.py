@@ -76,14 +76,13 @@ def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Te
         logprobs = logits.log_softmax(-1)
         tokens = logits.argmax(-1)
         return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-    logprobs = (logits / sampling.temperature).log_softmax(-1)
+    logprobs = (logits if sampling.temperature == 1 else logits / sampling.temperature).log_softmax(-1)
     # Summed in float64: the last step of a float32 cumulative sum may stay below a uniform close to 1.
-    kept = keep_likely(logprobs, sampling).double().exp()
-    cumulative = kept.cumsum(-1)
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-    # Rounding can point past the end, or at a token of probability 0 there: then the last possible one is meant.
-    last = (kept > 0).long().cumsum(-1).argmax(-1)
-    tokens = torch.minimum(tokens, last)
+    cumulative = keep_likely(logprobs, sampling).exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:].contiguous()
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    # Rounding can point past the end: then the last possible token is meant, which completes the sum.
+    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total)).squeeze(1)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
 
 

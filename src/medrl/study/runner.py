@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from medrl import stopping
 from medrl.errors import MedrlError
 from medrl.runs import write_json_atomically
 from medrl.study.claims import EXPIRY_S, Claims
@@ -66,6 +67,7 @@ def run_cells(
     """
     claims = {cell.id: Claims(cell.folder(out) / "claims", expiry_s) for cell in cells}
     while True:
+        stopping.check()
         states = {cell.id: state_of(cell, out) for cell in cells}
         waiting = [cell for cell in cells if states[cell.id] == "waiting"]
         if not waiting:

@@ -17,7 +17,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from medrl.evaluation.intervals import Interval, mcnemar_exact
+from medrl.evaluation.intervals import Interval, bootstrap_ends, mcnemar_exact
 
 DRAWS = 10_000
 _COUNTS_PER_CHUNK = 8_000_000
@@ -122,25 +122,21 @@ def join_spreads(spreads: Sequence[Spread]) -> Spread:
 
 
 def interval(value: float, drawn: np.ndarray, layout: Layout, seeds: Spread, level: float = 0.95) -> Interval:
-    """95 % interval of an estimate from its draws over clusters, widened by what other seeds would have given.
+    """Interval of an estimate from its draws over clusters, widened by what other seeds would have given.
 
-    The percentiles are spread so that few clusters are not taken for many: the plain ones are too narrow by a factor of
-    sqrt((G - 1) / G) times the ratio of normal to t quantiles. Source: Hesterberg 2015, What Teachers Should Know About
-    the Bootstrap, The American Statistician 69:371, section 5.3 ("expanded percentile"). To each draw is added one of
-    the seeds' mean, t-distributed about 0 with S - 1 degrees of freedom.
+    To each draw is added one of the seeds' mean, t-distributed about 0 with S - 1 degrees of freedom; the ends are
+    those of ``bootstrap_ends``.
     """
     if not np.isfinite(value):
         return Interval(None, None, None, 0)
-    groups = layout.n_clusters
-    if groups < 2:
+    if layout.n_clusters < 2:
         return Interval(value, None, None, len(layout.columns))
-    tail = scipy.stats.norm.cdf(np.sqrt(groups / (groups - 1)) * scipy.stats.t.ppf((1 - level) / 2, groups - 1))
     if seeds.variance > 0:
         generator = np.random.default_rng([layout.seed, 1])
         drawn = drawn + np.sqrt(seeds.variance) * generator.standard_t(seeds.df, size=len(drawn))
     drawn = drawn[np.isfinite(drawn)]  # a draw may hold no answer at all of a small column
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value, float(low), float(high), len(layout.columns))
+    low, high = bootstrap_ends(drawn, layout.n_clusters, level)
+    return Interval(value, low, high, len(layout.columns))
 
 
 class PairedTest(NamedTuple):

@@ -16,7 +16,6 @@ from medrl.training import distributed
 from medrl.training.scorer import Scorer
 from medrl.types import Example, Prompt
 
-WORKERS = 4
 LIMIT_S = 300.0
 """Longest wait for one prompt's images: a disk that hangs ends the run instead of holding it for ever."""
 GRACE_S = 2.0
@@ -31,7 +30,7 @@ class Ahead:
         ahead.wait()              # what is still missing is waited for
     """
 
-    def __init__(self, policy: Scorer, workers: int = WORKERS, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, policy: Scorer, workers: int = 4, limit_s: float = LIMIT_S) -> None:
         self.policy = policy
         self.limit_s = limit_s
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from medrl.grpo import GRPO, REDUCTIONS
 from medrl.policy.policy import EncodedPrompt
@@ -27,12 +28,14 @@ class TrainingGroup:
     """(G,) one per completion; all 1 where completions are targets to imitate."""
     sampling_logprobs: tuple[tuple[float, ...], ...]
     """G sequences, as the sampler saw them; empty where nothing was sampled."""
+    sampled_elsewhere: bool = False
+    """Whether another program drew them: its log-probabilities are then not quite the policy's, which is corrected."""
 
 
 Batch = tuple[TrainingGroup, ...]
 
 
-def pack_groups(groups: Groups, advantages: Tensor) -> Batch:
+def pack_groups(groups: Groups, advantages: Tensor, *, sampled_elsewhere: bool = False) -> Batch:
     """Groups and their (N, G) advantages -> what an update trains on."""
     return tuple(
         TrainingGroup(
@@ -40,6 +43,7 @@ def pack_groups(groups: Groups, advantages: Tensor) -> Batch:
             completions=tuple(rollout.completion.token_ids for rollout in group.rollouts),
             advantages=tuple(values),
             sampling_logprobs=tuple(rollout.completion.sampling_logprobs for rollout in group.rollouts),
+            sampled_elsewhere=sampled_elsewhere,
         )
         for group, values in zip(groups, advantages.tolist(), strict=True)
     )
@@ -60,6 +64,14 @@ class MicroBatch:
     def advantages(self) -> Tensor:
         """(R, 1)."""
         return torch.tensor([a for group in self.groups for a in group.advantages], dtype=torch.float64)[:, None]
+
+    @property
+    def sampling_logprobs(self) -> Tensor | None:
+        """(R, T) float64 nats, where another program drew the completions; 0 at padding."""
+        if not all(group.sampled_elsewhere for group in self.groups):
+            return None
+        rows = [torch.tensor(row, dtype=torch.float64) for group in self.groups for row in group.sampling_logprobs]
+        return pad_sequence(rows, batch_first=True)
 
     @property
     def completions(self) -> list[tuple[tuple[int, ...], ...]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from medrl.policy.policy import Policy
 from medrl.rollout import collect as on_one_process
-from medrl.rollout.collect import Ask
+from medrl.rollout.collect import Ask, Generate
 from medrl.rollout.sampling import Sampling
 from medrl.training.distributed import spread, world_size
 from medrl.types import Completion, Example, Group, Groups, Reward, Rollout, Score
@@ -22,9 +22,10 @@ def collect(
     group_size: int,
     seed: int,
     step: int,
+    generator: Generate | None = None,
 ) -> Groups:
     """What ``rollout.collect.collect`` gives, whoever sampled it: randomness belongs to a prompt, not to a rank."""
-    options: Any = {"group_size": group_size, "seed": seed, "step": step}
+    options: Any = {"group_size": group_size, "seed": seed, "step": step, "generator": generator}
     if world_size() == 1:
         return on_one_process.collect(policy, examples, ask, reward, sampling, **options)
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from medrl.errors import DataError
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
-from medrl.rollout.collect import Ask
+from medrl.rollout.collect import Ask, Generate
 from medrl.rollout.sampling import Sampling
 from medrl.runs import Run
 from medrl.settings import Settings
@@ -59,6 +59,7 @@ def pass_rates(
     *,
     seed: int,
     batch_size: int,
+    generator: Generate | None = None,
     quiet: bool = False,
 ) -> dict[str, float]:
     """Share of right answers among ``curriculum.rollouts`` completions of each example, by id.
@@ -72,8 +73,9 @@ def pass_rates(
     with Progress(len(batches), noun="pass rates, batch", quiet=quiet) as progress:
         for batch in batches:
             groups = collect(
-                policy, batch, ask, reward, sampling, group_size=curriculum.rollouts, seed=seed, step=BEFORE_TRAINING
-            )
+                policy, batch, ask, reward, sampling,
+                group_size=curriculum.rollouts, seed=seed, step=BEFORE_TRAINING, generator=generator,
+            )  # fmt: skip
             rows = [{"id": g.example.id, "right": count_right(g), "rollouts": curriculum.rollouts} for g in groups]
             run.append_pass_rates(rows)
             known |= {row["id"]: row["right"] / row["rollouts"] for row in rows}

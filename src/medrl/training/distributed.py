@@ -192,6 +192,9 @@ class Listener(Run):
     def append_rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rank 0 does."""
 
+    def append_quarantine(self, row: Mapping[str, Any]) -> None:
+        """Rank 0 does."""
+
     def append_pass_rates(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rank 0 does."""
 

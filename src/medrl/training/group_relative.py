@@ -76,7 +76,7 @@ class GroupRelative:
         return balance_advantages(advantages, scales)
 
     def pack(self, groups: Groups, advantages: Tensor) -> Batch:
-        return pack_groups(groups, advantages)
+        return pack_groups(groups, advantages, sampled_elsewhere=self.setup.server is not None)
 
     def finish(self, step: int) -> None:
         """Move the reference after the update of ``step``, where it moves."""
@@ -104,7 +104,7 @@ class GroupRelative:
         for _ in range(rounds):
             groups = collect(
                 setup.policy, draw(setup.prompts_per_step - len(kept)), setup.ask, setup.reward, setup.sampling,
-                group_size=self.objective.group_size, seed=setup.seed, step=step,
+                group_size=self.objective.group_size, seed=setup.seed, step=step, generator=setup.generator,
             )  # fmt: skip
             if rounds == 1:
                 return groups

@@ -19,6 +19,7 @@ from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
+from medrl.rollout.served import Server
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Batch, Objective, TrainingGroup, pack_groups
 from medrl.training.collecting import collect
@@ -103,7 +104,7 @@ class RejectionSampling(Stateless):
         setup = self.setup
         return collect(
             setup.policy, draw(setup.prompts_per_step), setup.ask, setup.reward, setup.sampling,
-            group_size=self.objective.group_size, seed=setup.seed, step=step,
+            group_size=self.objective.group_size, seed=setup.seed, step=step, generator=setup.generator,
         )  # fmt: skip
 
     def advantages(self, groups: Groups) -> Tensor:
@@ -154,11 +155,15 @@ def make_method(
     sampling: Sampling,
     seed: int,
     prompts_per_step: int,
+    server: Server | None = None,
 ) -> Method:
-    """The method an objective belongs to."""
+    """The method an objective belongs to. Raises ``SettingsError`` for a server that would have nothing to write."""
+    if server is not None and isinstance(objective, SFT):
+        raise SettingsError("supervised training samples nothing, so a server has no part in it: leave out rollout")
     setup = Setup(
-        policy=policy, ask=ask, reward=reward, sampling=sampling, seed=seed, prompts_per_step=prompts_per_step
-    )
+        policy=policy, ask=ask, reward=reward, sampling=sampling, seed=seed, prompts_per_step=prompts_per_step,
+        server=server,
+    )  # fmt: skip
     return METHODS[type(objective)](objective, setup)
 
 

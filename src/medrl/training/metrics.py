@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from medrl.training.monitors import implied, is_right, step_monitors, tags_off
-from medrl.training.update import Update
+from medrl.training.totals import Update
 from medrl.types import Groups, relative_to
 
 
@@ -46,8 +46,10 @@ def _update(update: Update) -> dict[str, float]:
         "skipped_groups": update.skipped_groups,
         "training_tokens": update.tokens,
     }
-    if update.sampling_gap is not None:
-        row["sampling_gap"] = update.sampling_gap
+    for name in ("sampling_gap", "sampling_weight", "sampling_capped"):
+        value = getattr(update, name)
+        if value is not None:
+            row[name] = value
     return row
 
 

@@ -24,6 +24,10 @@ class Terms:
     """(R, T) without gradient; None without a reference."""
     clipped_per_token: Tensor | None = None
     """(R, T) 1.0 where a ratio was clipped; None where there is no ratio."""
+    sampling_weight: Tensor | None = None
+    """(R, T) what corrects for a sampler that was another program; None where the policy sampled itself."""
+    sampling_capped: Tensor | None = None
+    """(R, T) 1.0 where that was cut off."""
 
 
 def _grpo(
@@ -39,7 +43,7 @@ def _grpo(
         with torch.no_grad(), phase("reference"):
             reference = policy.reference.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         ref_logprobs = reference.logprobs
-    device = scored.logprobs.device
+    device, sampled = scored.logprobs.device, micro_batch.sampling_logprobs
     terms = policy_loss(
         scored.logprobs,
         micro_batch.advantages.to(device),
@@ -50,12 +54,15 @@ def _grpo(
         ref_logprobs=ref_logprobs,
         entropy=scored.entropy,
         entropy_weight=micro_batch.entropy_weight,
+        sampling_logprobs=None if sampled is None else sampled.to(device),
     )
     return Terms(
         terms.loss,
         float(terms.policy),
         None if ref_logprobs is None else terms.kl_per_token,
         terms.clipped_per_token,
+        terms.sampling_weight,
+        terms.sampling_capped,
     )
 
 

@@ -15,11 +15,12 @@ from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import load_policy
 from medrl.rewards import default_weights, make_reward
 from medrl.rewards.choose import describe_files
-from medrl.runs import Run, check_vacant
+from medrl.rollout.served import Rollouts
+from medrl.runs import Run, check_unlocked, check_vacant
 from medrl.settings import Settings, load_settings
 from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
-from medrl.training.distributed import Scale, from_first, joined
+from medrl.training.distributed import Scale, from_first, joined, world_size
 from medrl.training.settings import Training
 from medrl.training.start import Resume
 from medrl.training.trackers import Tracker
@@ -61,6 +62,7 @@ class Recipe(Settings):
     sft: SFT = SFT()
     rft: RFT = RFT()
     training: Training = Training()
+    rollout: Rollouts = Rollouts()
     scale: Scale = Scale()
     trackers: tuple[Tracker, ...] = ()
     """Where else the numbers of metrics.jsonl go: tensorboard, wandb, mlflow, trackio."""
@@ -103,8 +105,9 @@ def _run(
     settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
 ) -> Run:
     started = time.monotonic()
+    from_first(lambda: check_unlocked(out))  # before a model of gigabytes is loaded
     if resume == "never":
-        from_first(lambda: check_vacant(out))  # before a model of gigabytes is loaded
+        from_first(lambda: check_vacant(out))
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
@@ -113,7 +116,7 @@ def _run(
     spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
     settings = settings.model_copy(update={"reward": spec})
     reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
-    policy = load_policy(settings.policy)
+    policy = load_policy(_without_fsdp(settings))
     loading_hours = (time.monotonic() - started) / 3600
     return train(
         policy,
@@ -129,9 +132,18 @@ def _run(
         resume=resume,
         max_hours=None if max_hours is None else max_hours - loading_hours,
         quiet=quiet,
+        rollout=settings.rollout,
         scale=settings.scale,
         trackers=settings.trackers,
     )
+
+
+def _without_fsdp(settings: Recipe) -> PolicySettings:
+    """The policy's settings; layers whose weights lie in pieces are not compiled, so ``auto`` is no there."""
+    pieces = settings.scale.strategy == "fsdp" and world_size() > 1
+    if pieces and settings.policy.compile_layers == "auto":
+        return settings.policy.model_copy(update={"compile_layers": False})
+    return settings.policy
 
 
 def select(examples: Sequence[Example], data: Data) -> list[Example]:

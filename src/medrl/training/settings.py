@@ -1,5 +1,7 @@
 """The settings of a run that do not belong to one objective."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from medrl.rollout.sampling import Sampling
@@ -26,9 +28,15 @@ class Training(Settings):
     tokens_per_micro_batch: int | None = Field(default=None, ge=1)
     """Tokens that go through the model together; patches of a vision tower that learns count as parts of a token. None
     finds it on a GPU, and takes 4096 on a CPU. Changes memory and speed, not the result."""
+    data_workers: int = Field(default=4, ge=1)
+    """Threads that decode, resize and tokenize the next step's prompts. Changes speed, not the result."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose rewards, losses or gradients are not finite: end the run, or be left out, in writing."""
+    max_skips: int = Field(default=3, ge=1)
+    """Steps that may be left out in the whole run; the next one ends it."""
     seed: int = 42
     deterministic: bool = False
     """Take kernels that give the same bits each time, where torch has them; a CPU does so anyway, a GPU gets slower."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from medrl.policy.policy import Policy
-from medrl.rollout.collect import Ask
+from medrl.rollout.collect import Ask, Generate
 from medrl.rollout.sampling import Sampling
+from medrl.rollout.served import Server
 from medrl.types import Reward
 
 
@@ -18,3 +19,9 @@ class Setup:
     sampling: Sampling
     seed: int
     prompts_per_step: int
+    server: Server | None = None
+    """Writes the completions; None: the policy does, in this process."""
+
+    @property
+    def generator(self) -> Generate | None:
+        return None if self.server is None else self.server.generate

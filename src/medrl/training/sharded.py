@@ -41,7 +41,9 @@ class Sharded:
                 "set scale.strategy to ddp, or train without policy.lora"
             )
         if policy.compiled:
-            raise SettingsError("scale.strategy fsdp cannot be used with policy.compile_layers: turn one of them off")
+            raise SettingsError(
+                "scale.strategy fsdp cannot be used with policy.compile_layers=true: turn one of them off"
+            )
         self.policy = policy
         self.half = policy.family.head.dtype in HALF
         self.inner = Policy(copy.deepcopy(policy.model), policy.processor, attention=policy.attention)

@@ -1,31 +1,39 @@
 """What happens before the first step: refuse what cannot be trained on, open the run folder, choose the questions."""
 
 import hashlib
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
-from medrl.rewards import check_gold
+from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
-from medrl.runs import Run, is_run
+from medrl.rollout.served import Server
+from medrl.runs import Run, check_vacant, is_run, locked
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
 from medrl.training.methods import check_demonstrations
+from medrl.training.serving import hand_over
 from medrl.training.settings import Training
 from medrl.types import Example, Reward
 
 Resume = Literal["auto", "never", "must"]
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Fills up a recipe that an older version wrote."""
-MAY_CHANGE = {"scale", "trackers"}
+MAY_CHANGE = {"scale", "trackers", "rollout"}
 """Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
+WRONG_ASKED = 100
+"""Examples of which a wrong answer is graded too; a warning needs no more."""
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
@@ -34,6 +42,11 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
         raise DataError("the training set is empty: check data.train and its filters")
     find_template(settings.mode, settings.template)
     check_demonstrations(train_set, settings.mode, objective)
+    if settings.on_nonfinite == "skip" and isinstance(objective, GRPO) and objective.updates_per_rollout > 1:
+        raise SettingsError(
+            "training.on_nonfinite is 'skip', but with grpo.updates_per_rollout above 1 a part of the step would have "
+            "been learned: set one of them back"
+        )
     rejected = check_gold(reward, train_set, settings.mode)
     if rejected:
         lines = [f"  {example.id}: {score.value:g}. {score.explanation}" for example, score in rejected[:GOLD_SHOWN]]
@@ -43,6 +56,14 @@ def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Trainin
             f"of {len(rejected)} of {len(train_set)} examples, "
             "so it cannot teach them; correct those rows, leave them out, or correct the reward:\n"
             + "\n".join(lines + more)
+        )
+    asked = train_set[:WRONG_ASKED]
+    if same := check_wrong(reward, asked, settings.mode):
+        example, score = same[0]
+        warnings.warn(
+            f"the reward gives a wrong answer as much as the right one for {len(same)} of the first {len(asked)} "
+            f"examples ({score.value:g} for {example.id}), so it cannot teach them what is right",
+            stacklevel=2,
         )
 
 
@@ -66,11 +87,20 @@ def describe(
 
 
 def open_run(
-    out: Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any], resume: Resume, complete: Complete = dict
+    out: Path,
+    recipe: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    resume: Resume,
+    complete: Complete = dict,
+    *,
+    held: ExitStack,
 ) -> Run:
-    """Create the run folder, or open the one there is when ``resume`` allows it."""
+    """Create the run folder, or open the one there is when ``resume`` allows it; its lock is let go with ``held``."""
     if resume == "must" and not is_run(out):
         raise RunError(f"--resume must: {out} holds no run; start one with --resume never, or give the right --out")
+    if resume == "never" or not is_run(out):
+        check_vacant(out)  # before anything is put there
+    held.enter_context(locked(out))
     if resume == "never" or not is_run(out):
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
@@ -99,14 +129,30 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 def choose_curriculum(
-    run: Run, policy: Policy, train_set: Sequence[Example], ask: Ask, reward: Reward, settings: Training, *, quiet: bool
+    run: Run,
+    policy: Policy,
+    train_set: Sequence[Example],
+    ask: Ask,
+    reward: Reward,
+    settings: Training,
+    server: Server | None = None,
+    *,
+    quiet: bool,
 ) -> tuple[Sequence[Example], list[float] | None]:
     """What is asked and in which order; asks the policy, which is untrained as yet, for its pass rates where that
     matters."""
     if settings.curriculum.use == "none":
         return train_set, None
+    generator = None
+    if server is not None:
+        hand_over(server, policy, 0)
+        generator = server.generate
     rates = pass_rates(
         run, policy, train_set, ask, reward, settings.sampling, settings.curriculum,
-        seed=settings.seed, batch_size=settings.prompts_per_step, quiet=quiet,
+        seed=settings.seed, batch_size=settings.prompts_per_step, generator=generator, quiet=quiet,
     )  # fmt: skip
-    return arrange(train_set, rates, settings.curriculum)
+    kept, ranks = arrange(train_set, rates, settings.curriculum)
+    if not quiet:
+        order = ", the easy first" if ranks is not None else ""
+        print(f"curriculum: {len(kept)} of {len(train_set)} questions kept{order}", file=sys.stderr)  # noqa: T201
+    return kept, ranks

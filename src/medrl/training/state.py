@@ -10,6 +10,7 @@ with state.saved_when_stopped():
 """
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from medrl import stopping
 from medrl.data.sampler import Sampler
-from medrl.errors import CheckpointError
+from medrl.errors import CheckpointError, EndpointError, NonFiniteError
 from medrl.policy.policy import Policy
 from medrl.provenance import code_version, describe_versions
 from medrl.runs import Run
@@ -38,6 +39,7 @@ from medrl.training.methods import Method
 from medrl.training.optim import AdamW
 from medrl.training.settings import Training
 
+log = logging.getLogger(__name__)
 METHOD, RANDOM = "method.", "random."
 """Prefixes of a method's own tensors, and of the generators' state, in a checkpoint; the rest are the optimizer's."""
 SLOW_DISK = 100e6
@@ -65,6 +67,8 @@ class RunState:
         if deadline is not None:
             deadline.save_s = (self._model_bytes() + optimizer.bytes_saved()) / SLOW_DISK
         self._started = time.monotonic()
+        self.skips = 0
+        """Steps that were left out."""
         self._seconds_before = 0.0
         self._begun: tuple[int, dict[str, Any], dict[str, Tensor]] | None = None
 
@@ -93,6 +97,7 @@ class RunState:
             "optimizer_steps": optimizer_steps,
             "log_offsets": self.run.offsets(),
             "seconds": self.seconds,
+            "skips": self.skips,
         }
 
         def write() -> str:
@@ -129,19 +134,43 @@ class RunState:
         if dice:  # early checkpoints have none
             set_random_state(dice)
         self._seconds_before, self.step = state["seconds"], state["step"]
+        self.skips = state.get("skips", 0)
         return self.step
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Within, a stop saves the state in which the step under way began, and then goes on."""
+        """Within, a stop saves the state in which the step under way began, and then goes on.
+
+        So does a server that is gone, which the run may have to wait for longer than its place on the machine lasts.
+        """
         try:
             yield
-        except stopping.Stopped:
+        except (stopping.Stopped, EndpointError):
             # No weight has moved since this step began, so that is the state to save: it is taken again on resume.
             self._take_back()
             if not distributed.from_first((self.run.checkpoints / checkpoint_name(self.step)).exists):
                 self.save(self.step)
             raise
+
+    def leave_out(self, error: NonFiniteError) -> dict[str, int]:
+        """Go on without the step under way, where the recipe says so; returns what the metrics say of it.
+
+        Nothing of it stays but a line in quarantine.jsonl, and that its examples have had their turn. Raises ``error``
+        where the recipe does not say so, or has said so too often.
+        """
+        if self.settings.on_nonfinite == "stop":
+            raise error
+        if self.skips >= self.settings.max_skips:
+            raise NonFiniteError(
+                f"{error}. {self.skips} steps were left out before it, as many as training.max_skips allows"
+            ) from error
+        position = self.sampler.position
+        self._take_back()
+        self.sampler.position = position
+        self.skips += 1
+        self.run.append_quarantine({"step": self.step, "reason": str(error)})
+        log.warning("step %d is left out (%d of %d): %s", self.step, self.skips, self.settings.max_skips, error)
+        return {"skipped_steps": self.skips}
 
     def _take_back(self) -> None:
         """Undo what moved in a step that was stopped before the weights did; the method's tensors move only after."""

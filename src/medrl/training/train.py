@@ -3,18 +3,20 @@ alike."""
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from medrl import stopping
 from medrl.data.prompts import make_prompt
 from medrl.data.sampler import Sampler
-from medrl.errors import SettingsError
+from medrl.errors import NonFiniteError, SettingsError
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import guarded
+from medrl.rollout.served import Rollouts
 from medrl.runs import Run
 from medrl.settings import Settings, choose_settings
 from medrl.training import distributed
@@ -27,12 +29,13 @@ from medrl.training.learner import make_learner
 from medrl.training.methods import make_method
 from medrl.training.metrics import Clock, rollout_rows, step_metrics
 from medrl.training.optim import learning_rate
+from medrl.training.serving import hand_over, make_server
 from medrl.training.settings import Training
 from medrl.training.start import Resume, check_inputs, choose_curriculum, describe, fingerprint, open_run
 from medrl.training.state import RunState
 from medrl.training.trackers import Tracker, check_installed, tracking
 from medrl.training.update import update_policy
-from medrl.types import Example, Reward
+from medrl.types import Example, Groups, Reward
 
 
 def train(
@@ -49,6 +52,7 @@ def train(
     resume: Resume = "never",
     max_hours: float | None = None,
     quiet: bool = False,
+    rollout: Rollouts | None = None,
     scale: Scale | None = None,
     trackers: Sequence[Tracker] = (),
     **options: Any,
@@ -65,6 +69,7 @@ def train(
         root: folder that image paths in rollouts.jsonl are relative to (the store).
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
         max_hours: stop in time for the run to be saved within so many hours from now.
+        rollout: the server that writes the completions, if it is not this process.
         scale: how the run is spread over processes that were started together; see ``distributed.joined``.
         trackers: where else the numbers of metrics.jsonl go; see ``trackers``.
 
@@ -72,7 +77,9 @@ def train(
 
     Raises:
         RewardError: a right answer would not earn the full reward.
-        NonFiniteError: a loss, gradient or reward is not finite; the last checkpoint is as it was.
+        NonFiniteError: a loss, gradient or reward is not finite, and ``on_nonfinite`` does not say to leave that step
+            out; the last checkpoint is as it was.
+        EndpointError: the server fails for good, or did not take the weights; the run was saved as it stood.
         RunError, SettingsError, DataError: what was asked makes no sense; nothing was written.
         Stopped: a signal came, or the time is nearly up; the run was saved as it stood before the step under way.
     """
@@ -89,16 +96,20 @@ def train(
     check_installed(trackers)
     ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
     check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
-    method = make_method(policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step)
+    server = make_server(rollout, settings.sampling, Path(out))
+    method = make_method(
+        policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step, server
+    )
     kept, complete = describe(recipe, settings, objective, weights)
-    provenance = {"data_fingerprint": fingerprint(train_set), "attention": policy.attention, **(provenance or {})}
+    chosen = {"attention": policy.attention, "compiled": policy.compiled}
+    provenance = {"data_fingerprint": fingerprint(train_set), **chosen, **(provenance or {})}
     facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
-    run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete))
     quiet = quiet or not distributed.first()
 
-    with deterministic_kernels(settings.deterministic):
+    with ExitStack() as held, deterministic_kernels(settings.deterministic):
+        run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete, held=held))
         with stopping.at_safe_points(deadline):
-            train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, quiet=quiet)
+            train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, server, quiet=quiet)
         sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
         coming = make_foresight(train_set, sampler, ask, settings.prompts_per_step)
         budget = Budget(policy, settings.tokens_per_micro_batch)
@@ -111,7 +122,7 @@ def train(
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             state.saved_when_stopped(),
             stopping.at_safe_points(deadline),
-            Ahead(method.policy) as ahead,
+            Ahead(method.policy, settings.data_workers) as ahead,
             tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(0))
@@ -122,26 +133,35 @@ def train(
                 if step + 1 < settings.steps:
                     ahead.start(coming(1))
                 clock.lap("data")
-                groups = method.collect(lambda count: [train_set[index] for index in sampler.next(count)], step)
-                clock.lap("rollout")
-                advantages = method.advantages(groups)
-                update = update_policy(
-                    learner,
-                    method.pack(groups, advantages),
-                    optimizer,
-                    objective,
-                    lr=learning_rate(settings.optim, step, settings.steps),
-                    temperature=method.temperature,
-                    tokens_per_micro_batch=budget,
-                    max_tokens=settings.sampling.max_new_tokens,
-                )
+                if server is not None:
+                    hand_over(server, policy, step)
+                    clock.lap("handover")
+                groups, row, rollouts = Groups(()), {"step": step}, []
+                try:
+                    groups = method.collect(lambda count: [train_set[index] for index in sampler.next(count)], step)
+                    clock.lap("rollout")
+                    advantages = method.advantages(groups)
+                    update = update_policy(
+                        learner,
+                        method.pack(groups, advantages),
+                        optimizer,
+                        objective,
+                        lr=learning_rate(settings.optim, step, settings.steps),
+                        temperature=method.temperature,
+                        tokens_per_micro_batch=budget,
+                        max_tokens=settings.sampling.max_new_tokens,
+                    )
+                    row |= step_metrics(groups, update)
+                    rollouts = rollout_rows(step, groups, advantages.tolist(), update, root)
+                except NonFiniteError as error:
+                    row |= state.leave_out(error)
                 method.finish(step)
                 clock.lap("update")
-                row = {"step": step, **step_metrics(groups, update), **clock.times(groups)}
+                row |= clock.times(groups)
                 run.append_metrics({**row, "eta_s": progress.advance(row)})
                 track(step, row)
-                run.append_rollouts(rollout_rows(step, groups, advantages.tolist(), update, root))
+                run.append_rollouts(rollouts)
                 if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                     state.save(step + 1)
-    run.update_provenance(seconds=state.seconds)
+        run.update_provenance(seconds=state.seconds)
     return run

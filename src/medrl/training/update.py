@@ -6,8 +6,7 @@ the gradient does not depend on the cut.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,49 +25,10 @@ from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
 from medrl.training.scorer import Scorer
 from medrl.training.sharded import Sharded, idle_pass
+from medrl.training.totals import Totals, Update
 
 Divide = Callable[..., list[MicroBatch]]
 """Cuts the step into micro-batches that keep to a budget."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What the training pass says of one completion: means over its tokens, in nats."""
-
-    entropy: float
-    kl: float | None
-    """None without a reference in the loss."""
-    sampling_gap: float | None
-    """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
-
-    @property
-    def finite(self) -> bool:
-        return all(math.isfinite(value) for value in (self.entropy, self.kl, self.sampling_gap) if value is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
-    """What one optimizer step did."""
-
-    loss: float
-    policy_loss: float
-    kl: float
-    """Mean KL to the reference over all tokens of the step, nats."""
-    clip_fraction: float
-    """Share of all tokens of the step whose ratio was clipped."""
-    entropy: float
-    """Mean entropy of the completion tokens' distributions, nats."""
-    grad_norm: float
-    """Before clipping."""
-    lr: float
-    sampling_gap: float | None
-    """Mean absolute difference between the sampler's log-probabilities and the training pass's; None if not sampled."""
-    skipped_groups: int
-    """Groups without a gradient, which cost no pass."""
-    tokens: int
-    """Tokens that went through the training pass."""
-    completions: tuple[tuple[Measured, ...] | None, ...] = ()
-    """Per group of the batch, in order, each of its completions; None for a group that was skipped."""
 
 
 def update_policy(
@@ -98,11 +58,11 @@ def update_policy(
     mine = own_groups(policy, batch, objective, budget)
     divide = functools.partial(cut, policy, batch, objective, max_tokens=max_tokens, mine=mine)
     rounds = objective.updates_per_rollout if isinstance(objective, GRPO) else 1
-    totals, old = _Totals(), []
+    totals, old = Totals(), []
     optimizer.zero_grad()  # what an update that was stopped half-way has left behind
     for number in range(rounds):
         # After the first the weights have moved, and the step must be finished.
-        own: list[tuple[_Totals, list[MicroBatch]]] = []
+        own: list[tuple[Totals, list[MicroBatch]]] = []
 
         def learn(own=own, old=old, may_stop=number == 0) -> dict[str, Any]:
             own.append(
@@ -110,7 +70,7 @@ def update_policy(
             )
             return own[0][0].plain(batch)
 
-        totals = _Totals.together(distributed.gather(learn), batch)
+        totals = Totals.together(distributed.gather(learn), batch)
         micro_batches = own[0][1]
         if rounds > 1 and number == 0:
             old = own[0][0].logprobs
@@ -160,7 +120,7 @@ def _accumulate(
     old: list[Tensor],
     *,
     may_stop: bool,
-) -> tuple["_Totals", list[MicroBatch]]:
+) -> tuple[Totals, list[MicroBatch]]:
     """Sum the step's gradient; where memory runs out, from the start with smaller micro-batches."""
     if isinstance(policy, Sharded):
         return _accumulate_together(
@@ -169,7 +129,7 @@ def _accumulate(
     if budget.tokens is None:
         _find_budget(policy, divide, optimizer, objective, temperature, budget)
     while True:
-        totals = _Totals()
+        totals = Totals()
         micro_batches = divide(budget)
         try:
             for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
@@ -177,7 +137,7 @@ def _accumulate(
                     stopping.check()
                 terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
                 optimizer.accumulate()
-                totals.add(terms, scored, micro_batch)
+                totals.add(terms, scored, micro_batch, old_logprobs)
             return totals, micro_batches
         except torch.OutOfMemoryError as error:
             # Nothing is kept of a sum that may hold half of a micro-batch's gradient.
@@ -202,7 +162,7 @@ def _accumulate_together(
     old: list[Tensor],
     *,
     may_stop: bool,
-) -> tuple["_Totals", list[MicroBatch]]:
+) -> tuple[Totals, list[MicroBatch]]:
     """The same where every pass is a meeting of all ranks: as many everywhere, and nobody leaves before the last."""
     micro_batches: list[MicroBatch] = []
 
@@ -213,9 +173,10 @@ def _accumulate_together(
         return len(micro_batches)
 
     missing = max(distributed.gather(begin)) - len(micro_batches)
-    totals, late = _Totals(), []
+    totals, late = Totals(), []
     for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
-        totals.add(*_backward(policy, micro_batch, objective, temperature, old_logprobs, late), micro_batch)
+        terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs, late)
+        totals.add(terms, scored, micro_batch, old_logprobs)
     if missing:
         shortest = min(learned_from(batch, objective), key=lambda i: sum(len(ids) for ids in batch[i].completions))
         (filler,) = divide(budget, mine={shortest})
@@ -283,93 +244,6 @@ def _describe_too_large(micro_batches: Sequence[MicroBatch]) -> str:
         f"{largest.tokens} tokens and {largest.patches} image patches. Set policy.checkpoint_activations=true, or "
         "lower policy.max_pixels, grpo.group_size or sampling.max_new_tokens"
     )
-
-
-SUMS = ("loss", "policy", "kl", "clipped", "entropy", "gap", "scored_tokens", "sampled_tokens", "tokens")
-
-
-class _Totals:
-    """Sums over the micro-batches."""
-
-    def __init__(self) -> None:
-        self.loss = self.policy = self.kl = self.clipped = 0.0
-        self.entropy = self.gap = 0.0
-        self.scored_tokens = self.sampled_tokens = self.tokens = 0
-        self.measured: dict[int, tuple[Measured, ...]] = {}
-        """By the identity of the group."""
-        self.logprobs: list[Tensor] = []
-        """(T,) of every completion: what later updates on the same completions compare with."""
-
-    def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch) -> None:
-        self.loss += float(terms.loss.detach())
-        self.policy += terms.policy
-        self.kl += 0.0 if terms.kl_per_token is None else float(terms.kl_per_token.sum())
-        self.clipped += 0.0 if terms.clipped_per_token is None else float(terms.clipped_per_token.sum())
-        self.tokens += micro_batch.tokens
-        lengths = scored.completion_mask.sum(1)  # (R,)
-        entropy = (scored.entropy.detach() * scored.completion_mask).sum(1)
-        self.entropy += float(entropy.sum())
-        self.scored_tokens += int(lengths.sum())
-        means = (entropy / lengths).tolist()
-        kls = [None] * len(means) if terms.kl_per_token is None else (terms.kl_per_token.sum(1) / lengths).tolist()
-        self.logprobs += [row[: int(n)] for row, n in zip(scored.logprobs.detach(), lengths.tolist(), strict=True)]
-        logprobs, row = scored.logprobs.detach().cpu(), 0
-        for group in micro_batch.groups:
-            rows = range(row, row + len(group.completions))
-            gaps = self._gaps(group.sampling_logprobs, logprobs[rows.start : rows.stop])
-            self.measured[id(group)] = tuple(
-                Measured(entropy=means[i], kl=kls[i], sampling_gap=gaps[i - rows.start]) for i in rows
-            )
-            row = rows.stop
-            for measured in self.measured[id(group)]:
-                if not measured.finite:
-                    raise NonFiniteError(
-                        f"not all numbers of example {group.prompt.id} are finite: {measured}. No weight was changed: "
-                        "look at its images and rewards, or lower optim.lr"
-                    )
-
-    def _gaps(self, sampled: Sequence[Sequence[float]], trained: Tensor) -> list[float | None]:
-        """Mean absolute difference per completion of a group; None where nothing was sampled."""
-        gaps: list[float | None] = []
-        for values, row in zip(sampled, trained, strict=False):
-            gap = float((row[: len(values)] - torch.tensor(values, dtype=row.dtype)).abs().sum())
-            self.gap += gap
-            self.sampled_tokens += len(values)
-            gaps.append(gap / len(values) if values else None)
-        return gaps or [None] * len(trained)
-
-    def plain(self, batch: Batch) -> dict[str, Any]:
-        """The sums, and what was measured by place in the batch, as JSON: what a rank tells the others."""
-        measured = [
-            [i, [asdict(one) for one in self.measured[id(g)]]] for i, g in enumerate(batch) if id(g) in self.measured
-        ]
-        return {"sums": {name: getattr(self, name) for name in SUMS}, "measured": measured}
-
-    @classmethod
-    def together(cls, parts: Sequence[Mapping[str, Any]], batch: Batch) -> "_Totals":
-        """The sums of all ranks."""
-        totals = cls()
-        for name in SUMS:
-            setattr(totals, name, sum(part["sums"][name] for part in parts))
-        for part in parts:
-            for place, rows in part["measured"]:
-                totals.measured[id(batch[place])] = tuple(Measured(**row) for row in rows)
-        return totals
-
-    def update(self, grad_norm: float, lr: float, batch: Batch) -> Update:
-        return Update(
-            loss=self.loss,
-            policy_loss=self.policy,
-            kl=self.kl / max(1, self.scored_tokens),
-            clip_fraction=self.clipped / max(1, self.scored_tokens),
-            entropy=self.entropy / max(1, self.scored_tokens),
-            grad_norm=grad_norm,
-            lr=lr,
-            sampling_gap=self.gap / self.sampled_tokens if self.sampled_tokens else None,
-            skipped_groups=len(batch) - len(self.measured),
-            tokens=self.tokens,
-            completions=tuple(self.measured.get(id(group)) for group in batch),
-        )
 
 
 def _describe_loss(micro_batch: MicroBatch, scored: ScoredCompletions, loss: float) -> str:

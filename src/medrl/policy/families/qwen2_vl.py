@@ -11,7 +11,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from medrl.errors import PolicyError
-from medrl.policy.attention import NAME, Visibility
+from medrl.policy.attention import BY_ITSELF, NAME, Visibility
 
 
 class Qwen2VL:
@@ -152,17 +152,28 @@ def attend_to_patches(
         cu_seqlens: (images + 1,) where each image begins; read only where ``images`` is not given.
         position_embeddings: cosine and sine (patches, head width).
     """
-    images = images or Images.of(F.pad(cu_seqlens.diff()[:, None], (2, 0), value=1), cu_seqlens.device)
+    images = images or _images_between(cu_seqlens)
     qkv = attention.qkv(hidden_states).view(hidden_states.shape[0], 3, attention.num_heads, -1)
     cos, sin = position_embeddings
     query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
-    parts = (query, key, qkv[:, 2])
+    attended = _attend_by_size(query, key, qkv[:, 2], attention.scaling, images)
+    return attention.proj(attended.flatten(1))
+
+
+@torch.compiler.disable(reason=BY_ITSELF)
+def _attend_by_size(query: Tensor, key: Tensor, value: Tensor, scale: float, images: Images) -> Tensor:
     attended = torch.empty_like(query)
     for size, where in images.sizes:
-        q, k, v = (_by_image(x if where is None else x[where], size) for x in parts)
-        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling).transpose(1, 2).flatten(0, 1)
+        q, k, v = (_by_image(x if where is None else x[where], size) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
         attended = out if where is None else attended.index_copy(0, where, out)
-    return attention.proj(attended.flatten(1))
+    return attended
+
+
+@torch.compiler.disable(reason=BY_ITSELF)
+def _images_between(ends: Tensor) -> Images:
+    """Where a caller knows no grids, as transformers' own code does not."""
+    return Images.of(F.pad(ends.diff()[:, None], (2, 0), value=1), ends.device)
 
 
 def _by_image(x: Tensor, size: int) -> Tensor:
