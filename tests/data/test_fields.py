@@ -142,6 +142,11 @@ def test_punctuation_that_makes_another_number_or_result_is_not_forgiven():
     assert read_answer("No its normal.", ("Yes", "No, It's normal")) == "B"
 
 
+def test_a_number_is_not_taken_for_a_place_and_that_is_said():
+    with pytest.raises(RowError, match="not read as an option's place"):
+        read_answer("1", ("CT", "MRI"))
+
+
 @pytest.mark.parametrize("answer", ["D", "PET scan", "B) CT", "", "none"])
 def test_an_answer_that_is_no_option_is_a_bad_row(answer):
     with pytest.raises(RowError):

@@ -381,6 +381,25 @@ def test_a_hub_data_set_is_loaded_through_datasets(tmp_path, monkeypatch):
     assert np.array_equal(np.asarray(Image.open(kept[3].images[0])), np.asarray(picture(3)))
 
 
+def test_classes_of_a_hub_data_set_are_read_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "choices": datasets.Sequence(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["A", "B"]),
+        }
+    )
+    rows = [{"image": embedded(i), "question": "?", "choices": ["cyst", "mass"], "label": i % 2} for i in range(3)]
+    (tmp_path / "hub/data").mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet")
+    _, kept = imported(tmp_path / "s", "hub", tmp_path / "hub", "--split", "test")
+    assert [row.target_text for row in kept] == ["cyst", "mass", "cyst"]
+
+
 def test_a_path_that_is_not_there_is_explained(tmp_path):
     for name in ("vqa-rad", "med-r1"):
         result = CliRunner().invoke(app, ["import", name, str(tmp_path / "gone"), "--out", str(tmp_path / "s")])

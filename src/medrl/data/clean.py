@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from medrl.data.images import open_image
-from medrl.data.scans import scan_kind
+from medrl.data.scan_files import scan_kind
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}

@@ -18,7 +18,8 @@ from medrl.data.pseudonyms import Salt
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import BadRow, ImportResult, collect
 from medrl.data.readers.rows import Row, Rows
-from medrl.data.scans import read_dicom_header, scan_kind
+from medrl.data.scan_dicom import read_dicom_header
+from medrl.data.scan_files import scan_kind
 from medrl.errors import DataError, ImageError
 from medrl.types import LETTERS, Example
 

@@ -1,9 +1,9 @@
-"""Image files -> 8-bit RGB pictures. This file, ``gray.py`` and ``scans.py`` are the only ones that touch pixels.
+"""Image files -> 8-bit RGB pictures. This file, ``gray.py`` and ``scan_*.py`` alone touch pixels.
 
 Rules, in this order:
 
-* formats: PNG, JPEG, TIFF, WebP, BMP, by content and not by suffix, one frame; DICOM and NIfTI as ``scans.py`` says; at
-  most ``MAX_PIXELS``, checked before decoding;
+* formats: PNG, JPEG, TIFF, WebP, BMP, by content and not by suffix, one frame; DICOM and NIfTI as ``scan_dicom.py`` and
+  ``scan_nifti.py`` say; at most ``MAX_PIXELS``, checked before decoding;
 * orientation: the EXIF tag is applied;
 * gray of more than 8 bits (16-bit, 32-bit, float): linear from the picture's own minimum..maximum to 0..255; a constant
   picture is black; TIFF's white-is-zero is turned. Absolute values (Hounsfield units) are lost: give those as DICOM;
@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from medrl.data.gray import MAX_PIXELS, View, stretch_gray
-from medrl.data.scans import read_scan, scan_kind
+from medrl.data.scan_files import scan_kind
+from medrl.data.scans import read_scan
 from medrl.errors import ImageError
 
 __all__ = ["FORMATS", "MAX_PIXELS", "View", "check_image", "open_image", "open_slices", "pixel_digest"]

@@ -21,7 +21,7 @@ def name_images(rows: Sequence[Example]) -> dict[Path, str]:
     A scan is called by a digest of its bytes: its own name, and its folder's, may be a patient's.
     """
     from medrl.data.clean import must_be_redrawn
-    from medrl.data.scans import scan_kind
+    from medrl.data.scan_files import scan_kind
 
     absolute = _absolute_images(rows)
     depth = len(_shared_folder(absolute.values()).parts)
@@ -47,7 +47,7 @@ def names_in_place(rows: Sequence[Example]) -> dict[Path, str]:
     Raises:
         DataError: a name cannot stand in a row, or a file is a scan: its header would be a part of the store.
     """
-    from medrl.data.scans import scan_kind
+    from medrl.data.scan_files import scan_kind
 
     absolute = _absolute_images(rows)
     folder = _shared_folder(absolute.values())

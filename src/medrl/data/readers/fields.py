@@ -138,6 +138,8 @@ def read_answer(answer: str, options: Sequence[str]) -> str:
         both = _PREFIX.match(inner)
         if both and letter_of(inner[both.end() :], options) == both[1].upper():
             return both[1].upper()
+        if inner.isdecimal():
+            raise RowError(f"{error}; a number is not read as an option's place: write a letter or a text") from error
         raise error
 
 

@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from medrl.data.images import View, check_image, open_image, open_slices
 from medrl.data.paths import safe_path
 from medrl.data.phi import MODALITIES, check_burned_in
 from medrl.data.readers.rows import RowError
-from medrl.data.scans import read_dicom_header, scan_kind
+from medrl.data.scan_dicom import read_dicom_header
+from medrl.data.scan_files import scan_kind
 from medrl.errors import DataError, ImageError
 
 _SUFFIXES = {
@@ -130,11 +131,12 @@ class Pictures:
             raise RowError(f"image {relative} does not exist")
         return found
 
-    def _candidates(self, relative: str) -> list[Path]:
-        try:
-            return [safe_path(self.root, f"{folder}/{relative}" if folder else relative) for folder in self.folders]
-        except DataError as error:
-            raise RowError(str(error)) from error
+    def _candidates(self, relative: str) -> Iterator[Path]:
+        for folder in self.folders:
+            try:
+                yield safe_path(self.root, f"{folder}/{relative}" if folder else relative)
+            except DataError as error:
+                raise RowError(str(error)) from error
 
     def _checked(self, path: Path) -> tuple[Path, ...]:
         if path not in self._found:

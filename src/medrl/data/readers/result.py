@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medrl.data.readers.rows import Row, RowError, Rows
-from medrl.data.scans import scan_kind
+from medrl.data.scan_files import scan_kind
 from medrl.errors import DataError, ImageError, SettingsError
 from medrl.progress import Progress
 from medrl.types import KINDS, Example
@@ -108,7 +108,9 @@ def check_bad(result: ImportResult, max_bad_fraction: float = 0.001) -> None:
     if result.bad and not result.examples:
         shown = "\n".join(f"  {row}" for row in result.bad[:_FIRST_ROWS])
         more = f"\n  and {total - _FIRST_ROWS} more; --json lists all" if total > _FIRST_ROWS else ""
-        raise DataError(f"none of the {total} rows can be used:\n{shown}{more}")
+        unread = all(row.position < 0 for row in result.bad)
+        what = "nothing can be read" if unread else f"none of the {total} rows can be used"
+        raise DataError(f"{what}:\n{shown}{more}")
     whole_files = any(row.position < 0 for row in result.bad)
     fraction = 1.0 if whole_files else len(result.bad) / total if total else 0.0
     if fraction <= max_bad_fraction:

@@ -135,7 +135,9 @@ def hub_rows(name: str, *, config: str | None = None, split: str | None = None) 
     except (ValueError, OSError, LookupError, RuntimeError) as error:
         raise DataError(f"{name} cannot be loaded through datasets: {type(error).__name__}: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {split or "rows": loaded}
-    return Rows([(Path(f"{Path(name).name}-{part}"), len(rows), _undecoded(rows)) for part, rows in parts.items()])
+    return Rows(
+        [(Path(f"{Path(name).name}-{part}"), len(rows), _with_names(_undecoded(rows))) for part, rows in parts.items()]
+    )
 
 
 def _saved_to_disk(path: Path) -> bool:
@@ -152,6 +154,16 @@ def _undecoded(rows: Any) -> Any:
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             rows = rows.cast_column(column, type(feature)(datasets.Image(decode=False)))
     return rows
+
+
+def _with_names(rows: Any) -> Iterator[Any]:
+    """The same rows with the names of classes for their numbers."""
+    import datasets
+
+    classes = {column: kind for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for row in rows:
+        named = {column: kind.int2str(row[column]) for column, kind in classes.items() if row[column] is not None}
+        yield {**row, **named}
 
 
 def _hidden(file: Path, root: Path) -> bool:
