@@ -67,7 +67,7 @@ class Run:
         path = Path(path)
         check_vacant(path)
         make_folder(path)
-        _remove_torn(path)
+        remove_torn(path)
         write_json_atomically(path / PROVENANCE, provenance)
         plain_recipe = json.loads(_to_json(recipe, path / RECIPE))
         text = yaml.safe_dump(plain_recipe, sort_keys=False, allow_unicode=True)
@@ -295,7 +295,8 @@ def _is_torn(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 
-def _remove_torn(folder: Path) -> None:
+def remove_torn(folder: Path) -> None:
+    """Delete what kills left of files that were being replaced; for the one process that writes into the folder."""
     for path in [path for path in folder.iterdir() if _is_torn(path)]:
         path.unlink()
 

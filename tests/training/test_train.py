@@ -203,3 +203,11 @@ def test_a_run_that_another_process_trains_is_neither_started_nor_resumed(
             out=tmp_path / "run", settings=one, resume="auto", quiet=True,
         )  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".lock"]
+
+
+def test_what_a_kill_left_of_a_file_is_cleared_away_on_resume(model_folder, examples, lively, small, tmp_path):
+    options = {"out": tmp_path / "run", "settings": small.model_copy(update={"steps": 1}), "quiet": True}
+    train(Policy.load(model_folder), examples, lively, GRPO_2, **options)
+    (tmp_path / "run" / ".provenance.json.0123abcd.tmp").write_text("{")  # killed in the last line of a run
+    train(Policy.load(model_folder), examples, lively, GRPO_2, resume="auto", **options)
+    assert [path.name for path in (tmp_path / "run").iterdir() if "tmp" in path.name] == []

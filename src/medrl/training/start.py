@@ -16,7 +16,7 @@ from medrl.policy.policy import Policy
 from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
-from medrl.runs import Run, check_vacant, is_run, locked
+from medrl.runs import Run, check_vacant, is_run, locked, remove_torn
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
@@ -101,6 +101,7 @@ def open_run(
     if resume == "never" or not is_run(out):
         check_vacant(out)  # before anything is put there
     held.enter_context(locked(out))
+    remove_torn(out)
     if resume == "never" or not is_run(out):
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
