@@ -10,8 +10,8 @@ from medrl.study.runner import state_of
 
 
 def in_domain(plan: Plan, out: Path) -> list[Evaluation]:
-    """The first zero-shot row's evaluation and, of every method, one put together: first axis, first seed, each question
-    as answered by the specialist of its own domain. A method that lacks an evaluation is left out.
+    """The first zero-shot row's evaluation and, of every method, one put together: each question as the specialist of
+    its own domain answered it (first axis, first seed). A method that lacks an evaluation is left out.
 
     Empty when nothing can be laid side by side.
     """
