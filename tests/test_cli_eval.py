@@ -64,7 +64,7 @@ def test_a_server_that_fails_for_good_ends_in_exit_code_1_and_keeps_what_was_ans
     with serving(server):
         words = ("--endpoint", server.url, "--model", "tiny", home / "store", "--out", tmp_path / "eval")
         said = fails(1, "eval", *words, "--batch-size", 1)
-    assert "refuses: HTTP 403" in said and "--endpoint" in said
+    assert "refuses: HTTP 403" in said and "OPENAI_API_KEY" in said
     assert len(read_records(tmp_path / "eval")) == 4
 
 

@@ -112,6 +112,16 @@ def test_any_mode_can_be_shown(tmp_path, mode):
     assert embed_image(tmp_path, "a.tiff" if mode == "CMYK" else "a.png").uri
 
 
+def test_pictures_that_a_store_links_to_are_shown_and_their_neighbors_are_not(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "store").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "pictures/a.png")
+    Image.new("L", (8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "store/images").symlink_to(tmp_path / "pictures")
+    assert embed_image(tmp_path / "store", "images/a.png").uri
+    assert "outside" in embed_image(tmp_path / "store", "images/../secret.png").problem
+
+
 def test_what_cannot_be_shown_says_why(tmp_path):
     store = tmp_path / "store"
     store.mkdir()

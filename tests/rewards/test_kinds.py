@@ -86,12 +86,18 @@ def test_letter_case_changes_no_verdict(row, mode):
         assert answer_correct(question, completion(FORMS[mode].format(change(block)), mode)) == float(right)
 
 
-@given(st.sampled_from([row for row in KINDS_OF_ANSWERS if row[1].kind == "multi_select"]), st.data())
+LISTS_OF_TEXTS = [  # letters alone would mean places
+    row
+    for row in KINDS_OF_ANSWERS
+    if row[1].kind == "multi_select" and not re.search(r"(?i)(?<![a-z])[a-j]+(?![a-z])", row[2])
+]
+
+
+@given(st.sampled_from(LISTS_OF_TEXTS), st.data())
 def test_a_list_of_texts_follows_its_options_through_any_order(row, data):
     _, question, block, _, _ = row
     order = data.draw(st.permutations(range(len(question.options))))
     letters = [LETTERS[i] for i in order]
-    assume(not re.search(r"(?i)(?<![a-z])[a-j]+(?![a-z])", block))  # letters mean places, not texts
     before = read_answer(question, completion(FORMS["no_think"].format(block))).value
     shuffled = dataclasses.replace(question, options=tuple(question.options[i] for i in order))
     after = read_answer(shuffled, completion(FORMS["no_think"].format(block))).value

@@ -16,6 +16,7 @@ from medrl.errors import DataError, SettingsError
 from medrl.runs import read_records
 from medrl.study.runner import run_cells, state_of
 from medrl.study.study import open_study, run_study
+from medrl.study.written import in_domain
 
 WORKERS = multiprocessing.get_context("forkserver")
 WORKERS.set_forkserver_preload(["medrl.study.study", "medrl.training.recipe", "medrl.evaluation.subject"])
@@ -65,6 +66,19 @@ def test_what_programs_rely_on_is_there(finished):
     assert all(len(row) == 2 for row in found["blind"].values())
     assert set(found["claims"][0]) >= {"a", "b", "scope", "difference", "low", "high", "p_holm"}
     assert (finished / "study.html").stat().st_size > 10_000
+
+
+def test_the_page_lays_the_base_beside_the_specialist_of_each_items_own_domain(finished, mini):
+    opened = open_study(mini / "study.yaml", out=finished)
+    plan, by_name = opened.plan, {evaluation.name: evaluation for evaluation in in_domain(opened.plan, finished)}
+    assert set(by_name) == {"zero-shot", "sft", "grpo"}
+    for name, evaluation in by_name.items():
+        assert len(evaluation.records) == plan.n_test
+        for record in evaluation.records:
+            where = (None, None, None) if name == "zero-shot" else ("modality", record.modality, 0)
+            assert record in read_records(plan.find(name, *where).result(finished))
+    page = (finished / "study.html").read_text()
+    assert "What they wrote" in page and page.count('class="card item"') == 12 and "data:image/jpeg" in page
 
 
 def test_the_matrices_follow_from_the_records(finished, mini):

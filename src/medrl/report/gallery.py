@@ -169,7 +169,8 @@ def embed_image(store: Path | None, name: str) -> Picture:
     if store is None:
         return Picture(problem="the evaluation does not say where its images are")
     file = (store / name).resolve()
-    if not file.is_relative_to(store.resolve()):
+    # A store may link images/ to the folder where its pictures lie.
+    if not any(file.is_relative_to(root.resolve()) for root in (store, store / "images")):
         return Picture(problem="the image lies outside its store")
     if not file.is_file():
         return Picture(problem="the image is no longer in its store")

@@ -81,8 +81,10 @@ def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Te
     cumulative = keep_likely(logprobs, sampling).exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
     tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    # Rounding can point past the end: then the last possible token is meant, which completes the sum.
-    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total)).squeeze(1)
+    # Rounding can point past the end: then the last possible token is meant, which completes the sum. Where the sum is
+    # not a number no token does; any is drawn, and its log-probability says so.
+    last = torch.searchsorted(cumulative, total).clamp(max=logits.shape[-1] - 1)
+    tokens = torch.minimum(tokens, last).squeeze(1)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
 
 

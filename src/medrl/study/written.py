@@ -7,16 +7,18 @@ from medrl.report.tables import Evaluation
 from medrl.runs import read_records, read_summary
 from medrl.study.plan import Cell, Plan, domain_of
 from medrl.study.runner import state_of
+from medrl.study.settings import ALL
 
 
 def in_domain(plan: Plan, out: Path) -> list[Evaluation]:
     """The first zero-shot row's evaluation and, of every method, one put together: each question as the specialist of
-    its own domain answered it (first axis, first seed). A method that lacks an evaluation is left out.
+    its own domain answered it (first axis that has specialists, else the axis `all`; first seed). A method that lacks
+    an evaluation is left out.
 
     Empty when nothing can be laid side by side.
     """
-    axis, rows = next(iter(plan.rows.items()))
-    own = [row for row in rows if row in plan.columns[axis]]
+    axis = next((axis for axis in plan.rows if axis != ALL), ALL)
+    own = [row for row in plan.rows[axis] if row in plan.columns[axis]]
     base = plan.find(next(iter(plan.study.zero_shot)), None, None, None)
     parts = {
         method: {row: plan.find(method, axis, row, plan.study.seeds[0]) for row in own} for method in plan.study.methods
