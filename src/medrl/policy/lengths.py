@@ -47,4 +47,5 @@ def _turn(prompt: Prompt) -> list[dict[str, object]]:
 def _image_tokens(policy: Policy, width: int, height: int) -> int:
     """The same for a picture on its side, so EXIF orientation does not matter."""
     processor = policy.processor.image_processor
-    return processor.get_number_of_image_patches(height, width) // processor.merge_size**2
+    # The third argument may be left out only from transformers 5.20 or so on.
+    return processor.get_number_of_image_patches(height, width, {}) // processor.merge_size**2
