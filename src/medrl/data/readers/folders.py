@@ -9,6 +9,7 @@ from pathlib import Path
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
+from medrl.data.scan_files import scan_kind
 from medrl.errors import DataError, SettingsError
 from medrl.types import LETTERS, Example
 
@@ -60,10 +61,12 @@ def read_folder(
             raise RowError("there is no other label")
         options = [names[label], *draw.sample(wrong, min(len(wrong), n_options - 1))]
         draw.shuffle(options)
+        images = pictures.find(relative)
         return Example(
-            id=relative,
+            # The name of a scan may be a patient's; that of its picture is a digest.
+            id=f"{label}/{images[0].stem}" if scan_kind(file) else relative,
             source=root.resolve().name,
-            images=pictures.find(relative),
+            images=images,
             question=draw.choice(list(questions)).replace("{modality}", modality),
             options=tuple(options),
             target=LETTERS[options.index(names[label])],
