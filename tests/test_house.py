@@ -27,7 +27,7 @@ ROOMS = (
     ("terminal",),
     ("cli_given",),
     ("api", "demo", "bench", "launch"),
-    ("cli_data", "cli_eval", "cli_import", "cli_scale", "cli_study"),
+    ("cli_bench", "cli_data", "cli_eval", "cli_import", "cli_records", "cli_scale", "cli_study", "cli_train"),
     ("cli",),
     ("__main__",),
 )

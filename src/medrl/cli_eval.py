@@ -15,7 +15,6 @@ from medrl.types import Mode
 if TYPE_CHECKING:
     from medrl.evaluation.evaluate import Evaluation
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 MANY_CUT_OFF = 0.5
 WATCH_EVERY_S = 5.0
 
@@ -72,7 +71,7 @@ def evaluate(
     ] = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Smallest image area; default: the run's.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image area; default: the run's.")] = None,
-    as_json: Json = False,
+    as_json: terminal.Json = False,
 ) -> None:
     """Ask a model every question of a store.
 
