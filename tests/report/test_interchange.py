@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from medrl.cli import app
 from medrl.errors import RunError, SettingsError
+from medrl.files import write_json_atomically
 from medrl.report.interchange import FORMATS, export_records
-from medrl.runs import append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import append_records, read_records, read_summary
 from medrl.types import Sample
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202e\ud800: - 'x' \"y\" ---\n---"

@@ -20,6 +20,7 @@ from medrl.evaluation.resume import Start, check_asked, read_answered
 from medrl.evaluation.samples import summarize_samples
 from medrl.evaluation.settings import EvalSettings
 from medrl.evaluation.shards import Shard
+from medrl.files import write_json_atomically
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
@@ -33,7 +34,6 @@ from medrl.runs import (
     is_evaluation,
     read_records,
     read_summary,
-    write_json_atomically,
     write_records_atomically,
 )
 from medrl.settings import choose_settings

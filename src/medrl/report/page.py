@@ -19,6 +19,7 @@ import yaml
 from medrl.errors import RunError
 from medrl.evaluation.intervals import Interval
 from medrl.evaluation.samples import summarize_samples
+from medrl.files import write_text_atomically
 from medrl.report import plots, text
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
@@ -38,7 +39,7 @@ from medrl.report.tables import (
     read_evaluation,
     run_alarms,
 )
-from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
+from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary
 
 MAX_TITLE_NAMES = 4
 _FIGURES = {

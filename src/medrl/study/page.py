@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from medrl.evaluation.intervals import Interval
+from medrl.files import write_text_atomically
 from medrl.report import matrix_plots, plots, text
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.tables import failure_rows
-from medrl.runs import Run, is_run, write_text_atomically
+from medrl.runs import Run, is_run
 from medrl.study.figures import by_name
 from medrl.study.plan import Cell, Plan
 from medrl.study.runner import FAILED

@@ -8,7 +8,7 @@ from typing import Literal
 
 from medrl import stopping
 from medrl.errors import MedrlError
-from medrl.runs import write_json_atomically
+from medrl.files import write_json_atomically
 from medrl.study.claims import EXPIRY_S, Claims
 from medrl.study.plan import Cell
 

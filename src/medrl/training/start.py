@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.files import remove_torn
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
-from medrl.runs import Run, check_vacant, is_run, locked, remove_torn
+from medrl.runs import Run, check_vacant, is_run, locked
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
