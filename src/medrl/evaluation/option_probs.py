@@ -51,19 +51,24 @@ def answer_place(example: Example, completion: Completion) -> int | None:
     text = completion.text
     if example.kind != "choice" or parse_answer(text, example.options, completion.mode).letter is None:
         return None
-    # A readable answer stands in the only answer block of its region, which think_after has first and others last.
-    opened = [tag for tag in find_tags(text) if tag.name == "answer"]
-    start = opened[0 if completion.mode == "think_after" else -1].end
+    # A readable answer stands in the only answer block of its region, which think_after has first and others last; where
+    # there is no such block, it is all that stands there.
+    first, tags = completion.mode == "think_after", find_tags(text)
+    opened = [tag.end for tag in tags if tag.name == "answer"]
+    if opened:
+        start = opened[0 if first else -1]
+    else:
+        start = tags[-1].end if tags and not first else 0
     return start + len(text[start:]) - len(text[start:].lstrip())
 
 
 def split_before(policy: Policy, completion: Completion, place: int) -> tuple[list[int], str]:
     """The tokens before the answer block, as they were written, and the text from there up to ``place``.
 
-    The tag itself is left to be tokenized anew together with each letter: a tokenizer may join ``>`` and ``A``.
+    A bare answer counts the tag that ends the reasoning as its own. The tag itself is left to be tokenized anew together with each letter: a tokenizer may join ``>`` and ``A``.
     """
     text, kept = completion.text, list(completion.token_ids)
-    tag = text.rindex("<", 0, place)
+    tag = max(0, text.rfind("<", 0, place))
     while kept:
         before = policy.decode(kept)
         if len(before) <= tag and text.startswith(before):
