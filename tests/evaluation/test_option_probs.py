@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrl.data.prompts import make_prompt
+from medrl.errors import PolicyError
 from medrl.evaluation import answer
 from medrl.evaluation import evaluate as module
 from medrl.evaluation.evaluate import evaluate
@@ -86,6 +87,40 @@ def test_company_and_order_change_nothing(policy, asked, found):
     assert alone == [None]
 
 
+def test_where_memory_runs_out_they_are_scored_in_halves(policy, asked, found, monkeypatch, caplog):
+    sizes, logprobs = [], policy.logprobs
+
+    def scarce(stems, branches):
+        sizes.append(len(stems))
+        if len(stems) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logprobs(stems, branches)
+
+    monkeypatch.setattr(policy, "logprobs", scarce)
+    halved = option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+    assert sizes == [8, 4, 2, 2, 4, 2, 2] and "half of them at a time" in caplog.text
+    for ours, theirs in zip(halved, found, strict=True):
+        assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-9))
+
+
+def test_one_answer_that_does_not_fit_alone_says_what_to_do(policy, asked, monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(policy, "logprobs", never)
+    with pytest.raises(PolicyError, match=f"options of example {asked[0][0].id} alone.*--no-option-probs"):
+        option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory(policy, asked, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(policy, "logprobs", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+
+
 @pytest.mark.parametrize(
     ("row", "before"),
     [
@@ -108,7 +143,8 @@ def test_the_answer_is_placed_where_it_counts(asked, row, before):
 
 @given(
     parts=st.lists(
-        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "B", " ", "\n", "so b.", "<", "CT"]), max_size=8
+        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "B", " ", "\n", "so b.", "<", "CT"]),
+        max_size=8,
     ),
     mode=st.sampled_from(["think", "no_think", "think_after"]),
 )
