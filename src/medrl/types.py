@@ -150,6 +150,8 @@ class Groups:
     items: tuple[Group, ...]
     dropped: tuple[Group, ...] = ()
     """Groups that dynamic sampling drew and left out, because all their rewards were equal."""
+    sampled: bool = True
+    """Whether a policy wrote the completions and a reward scored them; False for demonstrations."""
 
     def __iter__(self):
         return iter(self.items)
