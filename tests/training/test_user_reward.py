@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from medrl.data.store import write_store
-from medrl.errors import NonFiniteError, RewardError, SettingsError
+from medrl.errors import NonFiniteError, RewardError, RunError, SettingsError
+from medrl.runs import write_json_atomically
 from medrl.training.recipe import run_recipe
 
 REWARDS = """
@@ -65,6 +66,24 @@ def test_a_function_beside_the_recipe_trains_and_is_recorded(recipe, tmp_path):
     digest = hashlib.sha256((tmp_path / "my_rewards.py").read_bytes()).hexdigest()
     assert run.provenance["reward_files"] == {"my_rewards.py": digest}
     assert {frozenset(row["parts"]) for row in run.rollouts()} == {frozenset({"right"})}
+
+
+def test_a_run_is_not_resumed_with_a_reward_file_that_has_changed(recipe, tmp_path):
+    run = run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    file = tmp_path / "my_rewards.py"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text(REWARDS.replace("/ 7 * 0.5", "/ 7 * 0.1"))
+    with pytest.raises(RunError, match=rf"^my_rewards\.py has changed .*my_rewards\.py: {digest[:12]}\), or choose"):
+        run_recipe(recipe, out=run.path, resume="auto", quiet=True)
+    file.write_text(REWARDS)
+    assert run_recipe(recipe, out=run.path, resume="must", quiet=True).metrics() == run.metrics()
+
+
+def test_a_run_of_before_reward_files_were_recorded_is_resumed(recipe, tmp_path):
+    run = run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    old = {name: fact for name, fact in run.provenance.items() if name != "reward_files"}
+    write_json_atomically(run.path / "provenance.json", old)
+    run_recipe(recipe, out=run.path, resume="must", quiet=True)
 
 
 def test_a_function_that_says_right_or_not_trains(recipe, tmp_path):

@@ -113,12 +113,25 @@ def open_run(
             f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
             f"started with ({out / 'recipe.yaml'}), or choose another --out"
         )
+    _check_reward_files(run, provenance)
     if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
         raise RunError(
             f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
             "those, or choose another --out"
         )
     return run
+
+
+def _check_reward_files(run: Run, provenance: Mapping[str, Any]) -> None:
+    """Refuse to go on with a reward function that was edited: the recipe names its file, not what stands there."""
+    before, now = (facts.get("reward_files") or {} for facts in (run.provenance, provenance))
+    changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    if changed:
+        kept = ", ".join(f"{name}: {before[name][:12]}" for name in changed)
+        raise RunError(
+            f"{', '.join(changed)} has changed since {run.path} was started, so it would go on with another reward: "
+            f"resume it with the file as it was (sha256 of {kept}), or choose another --out"
+        )
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
