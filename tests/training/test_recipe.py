@@ -95,6 +95,20 @@ def test_a_run_is_not_resumed_on_data_that_have_changed(recipe, store, examples,
         run_recipe(recipe, out=tmp_path / "run", resume="must", quiet=True)
 
 
+def test_a_run_is_resumed_with_settings_that_change_no_result_and_others_are_named(recipe, tmp_path):
+    run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    harmless = ["training.save_every=1", "training.tokens_per_micro_batch=900", "policy.checkpoint_activations=true"]
+    run_recipe(recipe, harmless, out=tmp_path / "run", resume="must", quiet=True)
+    changed = [*harmless, "policy.lora.rank=4", "grpo.kl_coef=0.1", "training.steps=3"]
+    with pytest.raises(SettingsError) as error:
+        run_recipe(recipe, changed, out=tmp_path / "run", resume="auto", quiet=True)
+    words = str(error.value)
+    assert "grpo.kl_coef was 0.04 and is now 0.1; policy.lora was None and is now not set" in words
+    assert "policy.lora.rank was not set and is now 4" in words
+    assert "training.steps was 2 and is now 3 (the learning rate falls over them)" in words
+    assert not [name for name in ("save_every", "micro_batch", "checkpoint_activations") if name in words]
+
+
 def test_filters_and_limit_keep_the_rows_in_order(examples):
     def kept(**filters) -> list[str]:
         return [example.id for example in select(examples, Data(train=Path("store"), **filters))]

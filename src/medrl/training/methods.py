@@ -181,7 +181,7 @@ def demonstrate(
         )
         rollout = Rollout(completion=completion, score=Score(value=1.0, answer=example.target, explanation="target"))
         groups.append(Group(example=example, prompt=prompt, rollouts=(rollout,)))
-    return Groups(tuple(groups))
+    return Groups(tuple(groups), sampled=False)
 
 
 def _target_text(example: Example, mode: Mode, objective: SFT) -> str:
