@@ -234,7 +234,7 @@ def _options(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tup
     whole = _cell(row, columns["options"])
     if whole is not None:
         return option_list(whole)
-    values = [next((row[name] for name in columns[f"option_{x}"] if row.get(name)), None) for x in LETTERS]
+    values = [_cell(row, columns[f"option_{x}"]) for x in LETTERS]
     count = max((i + 1 for i, value in enumerate(values) if value is not None), default=0)
     if None in values[:count]:
         raise RowError(f"missing field option_{LETTERS[values.index(None)]}")
