@@ -14,8 +14,8 @@ from medrl.policy.layers import choose_compilation
 from medrl.policy.lora import Lora
 from medrl.policy.policy import Policy
 from medrl.rollout import scheduler
-from medrl.rollout.engine import generate
 from medrl.rollout.decoder import Decoder
+from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
 from medrl.types import Prompt
 

@@ -9,9 +9,11 @@ from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
-from medrl.policy.policy import Policy
+from medrl.policy.policy import EncodedPrompt, Policy
 from medrl.rollout.endpoint import Endpoint
-from medrl.rollout.engine import generate
+from medrl.rollout.engine import complete
+from medrl.rollout.scheduler import Finished, Tally
+from medrl.training.ahead import Ahead
 from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
 
 Question = tuple[Example, Prompt]
@@ -24,6 +26,8 @@ class Answers:
     records: list[EvalRecord]
     refused: dict[str, str]
     """Why a question has no answer, by its id."""
+    decode_steps: int = 0
+    """Steps of decoding so far, those of earlier answers included; 0 where a server decodes."""
 
 
 def answer(
@@ -36,26 +40,58 @@ def answer(
     if isinstance(policy, Endpoint):
         yield from _answer_by_server(policy, questions, settings, root)
         return
-    for start in range(0, len(questions), settings.batch_size):
-        batch = questions[start : start + settings.batch_size]
-        yield Answers(records=_answer_batch(policy, batch, settings, root), refused={})
+    yield from _answer_here(policy, questions, settings, root)
 
 
-def _answer_batch(
+def _answer_here(
     policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+) -> Iterator[Answers]:
+    prompts, at_once, tally = [prompt for _, prompt in questions], settings.batch_size, Tally()
+    with Ahead(policy) as ahead:
+
+        def encode(numbers: Sequence[int]) -> list[EncodedPrompt]:
+            ahead.wait()
+            encoded = policy.encode([prompts[n] for n in numbers], room_tokens=settings.max_new_tokens)
+            following = numbers[-1] + 1
+            ahead.start(prompts[following : following + max(1, at_once // 4)])  # about as many come next
+            return encoded
+
+        batches = complete(
+            policy,
+            prompts,
+            settings.sampling,
+            at_once=at_once,
+            group_size=settings.samples,
+            seed=settings.seed,
+            encode=encode,
+            tally=tally,
+        )
+        while True:
+            with policy.looking_once():  # to score the options, the images need not be seen again
+                finished = next(batches, None)
+                if finished is None:
+                    return
+                records = _records(policy, questions, finished, settings, root)
+            yield Answers(records=records, refused={}, decode_steps=tally.decode_steps)
+
+
+def _records(
+    policy: Policy,
+    questions: Sequence[Question],
+    finished: Sequence[Finished],
+    settings: EvalSettings,
+    root: str | Path | None,
 ) -> list[EvalRecord]:
-    examples, prompts = [example for example, _ in questions], [prompt for _, prompt in questions]
-    sampling, k = settings.sampling, settings.samples
-    with policy.looking_once():  # to score the options, the images need not be seen again
-        encoded = policy.encode(prompts, room_tokens=sampling.max_new_tokens)
-        groups = generate(policy, prompts, sampling, group_size=k, seed=settings.seed, encoded=encoded)
-        graded = [_elect(example, group) for example, group in zip(examples, groups, strict=True)]
-        probs: list[tuple[float, ...] | None] = [None] * len(prompts)
-        if settings.option_probs:
-            probs = option_probs(policy, examples, encoded, [completion for completion, _ in graded])
+    asked = [questions[one.number] for one in finished]
+    examples = [example for example, _ in asked]
+    graded = [_elect(example, one.completions) for example, one in zip(examples, finished, strict=True)]
+    probs: list[tuple[float, ...] | None] = [None] * len(asked)
+    if settings.option_probs:
+        encoded = [one.encoded for one in finished]
+        probs = option_probs(policy, examples, encoded, [completion for completion, _ in graded])
     return [
         replace(make_record(example, prompt, completion, root), option_probs=shares, samples=samples)
-        for example, prompt, (completion, samples), shares in zip(examples, prompts, graded, probs, strict=True)
+        for (example, prompt), (completion, samples), shares in zip(asked, graded, probs, strict=True)
     ]
 
 
