@@ -1,5 +1,6 @@
 """Questions -> records: by a policy in this process, or by a server. One completion each, or several and their vote."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
-from medrl.policy.policy import EncodedPrompt, Policy
+from medrl.policy.policy import REMEMBERED_PIXEL_BYTES, EncodedPrompt, Policy
 from medrl.rollout.endpoint import Endpoint
 from medrl.rollout.engine import complete
+from medrl.rollout.sampling import Sampling
 from medrl.rollout.scheduler import Finished, Tally
 from medrl.training.ahead import Ahead
 from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
@@ -46,33 +48,43 @@ def answer(
 def _answer_here(
     policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
 ) -> Iterator[Answers]:
-    prompts, at_once, tally = [prompt for _, prompt in questions], settings.batch_size, Tally()
-    with Ahead(policy) as ahead:
+    prompts, tally = [prompt for _, prompt in questions], Tally()
+    sampling, k, at_once = settings.sampling, settings.samples, settings.batch_size
+    batches = complete_reading_ahead(
+        policy, prompts, sampling, at_once=at_once, group_size=k, seed=settings.seed, tally=tally
+    )
+    while True:
+        with policy.looking_once():  # to score the options, the images need not be seen again
+            finished = next(batches, None)
+            if finished is None:
+                return
+            records = _records(policy, questions, finished, settings, root)
+        yield Answers(records=records, refused={}, decode_steps=tally.decode_steps)
+
+
+def complete_reading_ahead(
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, *, at_once: int, **options: Any
+) -> Iterator[list[Finished]]:
+    """``engine.complete``, while threads decode, resize and tokenize what comes next."""
+    together = max(1, at_once // 4)  # as many prompts as may be held ready, once it is known how large they are
+
+    with Ahead(policy, workers=min(8, os.cpu_count() or 1)) as ahead:
 
         def encode(numbers: Sequence[int]) -> list[EncodedPrompt]:
+            nonlocal together
+            encoded: list[EncodedPrompt] = []
             ahead.wait()
-            encoded = policy.encode([prompts[n] for n in numbers], room_tokens=settings.max_new_tokens)
-            following = numbers[-1] + 1
-            ahead.start(prompts[following : following + max(1, at_once // 4)])  # about as many come next
+            while len(encoded) < len(numbers):
+                some = [prompts[n] for n in numbers[len(encoded) : len(encoded) + together]]
+                ahead.start(some)  # none that is ready is made ready again
+                ahead.wait()
+                encoded += policy.encode(some, room_tokens=sampling.max_new_tokens)
+                largest = max(prompt.pixel_bytes for prompt in encoded)
+                together = max(1, min(at_once, REMEMBERED_PIXEL_BYTES // (2 * largest or 1)))
+            ahead.start(prompts[numbers[-1] + 1 :][: together])
             return encoded
 
-        batches = complete(
-            policy,
-            prompts,
-            settings.sampling,
-            at_once=at_once,
-            group_size=settings.samples,
-            seed=settings.seed,
-            encode=encode,
-            tally=tally,
-        )
-        while True:
-            with policy.looking_once():  # to score the options, the images need not be seen again
-                finished = next(batches, None)
-                if finished is None:
-                    return
-                records = _records(policy, questions, finished, settings, root)
-            yield Answers(records=records, refused={}, decode_steps=tally.decode_steps)
+        yield from complete(policy, prompts, sampling, at_once=at_once, encode=encode, **options)
 
 
 def _records(
