@@ -1,9 +1,10 @@
 """What happens before the first step: refuse what cannot be trained on, open the run folder, choose the questions."""
 
 import hashlib
+import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +30,27 @@ from medrl.types import Example, Reward
 Resume = Literal["auto", "never", "must"]
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Fills up a recipe that an older version wrote."""
-MAY_CHANGE = {"scale", "trackers", "rollout"}
-"""Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
+MAY_CHANGE = (
+    "scale", "trackers", "rollout", "policy.checkpoint_activations",
+    "data.train",  # what lies there must be the same, by its fingerprint
+    "training.save_every", "training.keep_checkpoints", "training.data_workers", "training.tokens_per_micro_batch",
+)  # fmt: skip
+"""What a recipe says of where, how fast and how often saved, not of what is learned: it may change on resume."""
+MUST_BE_THE_SAME = {
+    "data_fingerprint": "the training data are not those that {out} was started with",
+    "model_fingerprint": "the model is not the one that {out} was started with (from Python: load it anew)",
+}
+"""Facts of a run's provenance, and what it means when they differ."""
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
 WRONG_ASKED = 100
 """Examples of which a wrong answer is graded too; a warning needs no more."""
+
+
+def check_hours(max_hours: float | None) -> None:
+    """Raise ``SettingsError`` for a time in which nothing can be trained."""
+    if max_hours is not None and not max_hours > 0:
+        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
@@ -106,20 +122,31 @@ def open_run(
     if resume == "never" or not is_run(out):
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
-    before = complete(run.recipe)
-    names = {*before, *recipe} - MAY_CHANGE
-    differing = sorted(key for key in names if before.get(key) != recipe.get(key))
-    if differing:
+    if differing := sorted(_differing(complete(run.recipe), recipe)):
         raise SettingsError(
-            f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
+            f"{out} was started with other settings: {', '.join(differing)}. Resume it with the recipe it was "
             f"started with ({out / 'recipe.yaml'}), or choose another --out"
         )
-    if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
-        raise RunError(
-            f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
-            "those, or choose another --out"
-        )
+    for fact, meaning in MUST_BE_THE_SAME.items():
+        if fact in run.provenance and run.provenance[fact] != provenance.get(fact):
+            raise RunError(
+                f"{meaning.format(out=out)}: their fingerprints differ. Resume it with what it was started with, or "
+                "choose another --out"
+            )
     return run
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Settings that differ and matter, by their dotted names, each with both values."""
+    may_change = {*MAY_CHANGE, *(name.removeprefix("training.") for name in MAY_CHANGE)}  # from Python: no sections
+    for key in {*before, *now}:
+        name, old, new = f"{section}{key}", before.get(key), now.get(key)
+        if old == new or name in may_change:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differing(old, new, f"{name}.")
+        else:
+            yield f"{name} ({json.dumps(old)} then, {json.dumps(new)} now)"
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from medrl import stopping
 from medrl.data.prompts import make_prompt
 from medrl.data.sampler import Sampler
-from medrl.errors import NonFiniteError, SettingsError
+from medrl.errors import NonFiniteError
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
@@ -31,7 +31,7 @@ from medrl.training.metrics import Clock, rollout_rows, step_metrics
 from medrl.training.optim import learning_rate
 from medrl.training.serving import hand_over, make_server
 from medrl.training.settings import Training
-from medrl.training.start import Resume, check_inputs, choose_curriculum, describe, fingerprint, open_run
+from medrl.training.start import Resume, check_hours, check_inputs, choose_curriculum, describe, fingerprint, open_run
 from medrl.training.state import RunState
 from medrl.training.trackers import Tracker, check_installed, tracking
 from medrl.training.update import update_policy
@@ -85,8 +85,7 @@ def train(
     """
     settings = choose_settings(Training, settings, options)
     scale = scale or Scale()
-    if max_hours is not None and max_hours <= 0:
-        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
+    check_hours(max_hours)
     deadline = None if max_hours is None else stopping.Deadline(max_hours * 3600)
     if policy.trained:
         policy.freeze_reference()  # a second training starts where the first one ended
@@ -107,7 +106,11 @@ def train(
     quiet = quiet or not distributed.first()
 
     with ExitStack() as held, deterministic_kernels(settings.deterministic):
-        run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete, held=held))
+        run = distributed.open_together(
+            lambda: open_run(
+                Path(out), kept, {**facts, "model_fingerprint": policy.fingerprint()}, resume, complete, held=held
+            )
+        )
         with stopping.at_safe_points(deadline):
             train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, server, quiet=quiet)
         sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
