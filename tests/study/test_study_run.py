@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from medrl.cli import app
 from medrl.errors import DataError, SettingsError
 from medrl.runs import Run, read_records
+from medrl.stopping import Stopped
 from medrl.study.runner import run_cells, state_of
 from medrl.study.study import measure, open_study, run_study
 from medrl.study.written import in_domain
@@ -205,6 +206,35 @@ def test_other_work_goes_on_when_a_cell_fails(mini, tmp_path):
     assert [cell.id for cell in outcome.failed] == [unlucky]
     assert [cell.needs for cell in outcome.blocked] == [unlucky]
     assert len(outcome.done) == 11
+
+
+def test_a_mistake_ends_the_worker_loudly_and_the_next_one_does_the_other_work(mini, tmp_path):
+    plan = open_study(mini / "study.yaml", out=tmp_path).plan
+    unlucky, said = plan.cells[1], []
+
+    def mistaken(cell):
+        if cell.id == unlucky.id:
+            raise KeyError("modality")
+
+    with pytest.raises(KeyError, match="modality"):
+        run_cells(plan.cells, tmp_path, mistaken, say=said.append)
+    assert said[-1] == "    failed: KeyError: 'modality'"
+    assert json.loads((unlucky.folder(tmp_path) / "failed.json").read_text())["reason"] == "KeyError: 'modality'"
+    outcome = run_cells(plan.cells, tmp_path, mistaken, say=said.append)
+    assert [cell.id for cell in outcome.failed] == [unlucky.id] and len(outcome.done) == 11
+
+
+@pytest.mark.parametrize("stop", [Stopped, KeyboardInterrupt, SystemExit])
+def test_a_cell_that_was_stopped_has_not_failed(mini, tmp_path, stop):
+    plan = open_study(mini / "study.yaml", out=tmp_path).plan
+
+    def stopped(cell):
+        raise stop
+
+    with pytest.raises(stop):
+        run_cells(plan.cells, tmp_path, stopped, say=lambda _: None)
+    assert {state_of(cell, tmp_path) for cell in plan.cells} == {"waiting"}
+    assert len(run_cells(plan.cells, tmp_path, lambda cell: None, say=lambda _: None).done) == 13
 
 
 def test_the_plan_names_every_cell_and_runs_none(mini, tmp_path):
