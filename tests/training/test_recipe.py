@@ -77,6 +77,7 @@ def test_a_method_chooses_its_objective(model_folder, store):
         ("data.modality=[OCT]", DataError, "OCT.*has CT, MRI"),
         ("data.train=/no/such/store", DataError, "/no/such/store"),
         ("policy.model=/no/such/model", PolicyError, "/no/such/model"),
+        ("policy.dtype=float16", SettingsError, "float16 cannot be trained in"),
         ("training.template=med-r1", SettingsError, "med-r1"),
     ],
 )
