@@ -306,6 +306,13 @@ def test_greedy_sampling_is_refused_where_completions_are_compared(policy, objec
         make_method(policy, objective, ask, None, Sampling(temperature=0), 0, 2)  # type: ignore[arg-type]
 
 
+def test_float16_is_refused_for_training_whatever_the_method(make_policy):
+    half = make_policy(torch.float16)
+    for objective in (GRPO(kl_coef=0), RFT(), SFT()):
+        with pytest.raises(SettingsError, match=r"float16 cannot be trained in: .* set it to bfloat16"):
+            make_method(half, objective, ask, None, SAMPLING, 0, 2)  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- curriculum
 
 

@@ -54,6 +54,21 @@ def test_a_recipe_trains_what_it_says(recipe, store, tmp_path):
     assert run.provenance["train_rows"] == 3
 
 
+def test_the_store_is_loaded_once_and_verified_by_the_first_rank(recipe, store, monkeypatch):
+    loaded, given, trained = [], [], {}
+    load, verify = recipe_module.store.load, recipe_module.store.verify
+    monkeypatch.setattr(recipe_module.store, "load", lambda path: loaded.append(path) or load(path))
+    monkeypatch.setattr(recipe_module.store, "verify", lambda path, rows: given.append(rows) or verify(path, rows))
+    monkeypatch.setattr(recipe_module, "load_policy", lambda settings: None)
+    monkeypatch.setattr(recipe_module, "train", lambda *_, **options: trained.update(options))
+    run_recipe(recipe, out=recipe.parent / "run")
+    assert loaded == [store] and given == [load(store)]
+    assert trained["provenance"]["data_fingerprint"] == read_info(store).fingerprint
+    monkeypatch.setattr(recipe_module, "from_first", lambda work: "of the first")  # as on the other ranks
+    run_recipe(recipe, out=recipe.parent / "run")
+    assert len(given) == 1 and trained["provenance"]["data_fingerprint"] == "of the first"
+
+
 def test_the_recipe_a_run_keeps_trains_the_same_run(recipe, tmp_path):
     first = run_recipe(recipe, out=tmp_path / "first", quiet=True)
     again = run_recipe(first.path / "recipe.yaml", out=tmp_path / "again", quiet=True)
@@ -77,6 +92,7 @@ def test_a_method_chooses_its_objective(model_folder, store):
         ("data.modality=[OCT]", DataError, "OCT.*has CT, MRI"),
         ("data.train=/no/such/store", DataError, "/no/such/store"),
         ("policy.model=/no/such/model", PolicyError, "/no/such/model"),
+        ("policy.dtype=float16", SettingsError, "float16 cannot be trained in"),
         ("training.template=med-r1", SettingsError, "med-r1"),
     ],
 )

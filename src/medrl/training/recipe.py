@@ -114,8 +114,10 @@ def _run(
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
-    info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
-    train_set = select(store.load(settings.data.train), settings.data)
+    rows = store.load(settings.data.train)
+    # A file that was damaged shows now, not at the step that draws it.
+    fingerprint = from_first(lambda: store.verify(settings.data.train, rows).fingerprint)
+    train_set = select(rows, settings.data)
     spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
     settings = settings.model_copy(update={"reward": spec})
     reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
@@ -129,7 +131,7 @@ def _run(
         out=out,
         settings=settings.training,
         recipe=settings,
-        provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)}
+        provenance={"data_fingerprint": fingerprint, "train_rows": len(train_set)}
         | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
