@@ -81,7 +81,7 @@ def letter_counts(groups: Iterable[Group]) -> tuple[dict[str, int], dict[str, in
 
 
 def letter_excess(answers: dict[str, int], targets: dict[str, int]) -> tuple[str, float] | None:
-    """The letter that is answered most beyond its due, and by which share of all answers; None without answers."""
+    """The most over-predicted letter, and its share among answers minus its share among targets; None if no answers."""
     n_answers, n_targets = sum(answers.values()), sum(targets.values())
     if not n_answers or not n_targets:
         return None
