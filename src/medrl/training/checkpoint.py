@@ -134,7 +134,7 @@ def _write(
 
 
 def _move_into_place(scratch: Path, final: Path) -> None:
-    """rename() cannot replace a non-empty folder: an existing checkpoint of this step is first renamed to ``.replaced``."""
+    """rename() cannot replace a non-empty folder, so an existing checkpoint of this step is renamed ``.replaced`` first."""
     if final.exists():
         aside = final.with_name(f"{final.name}.replaced")
         if aside.exists():
