@@ -192,7 +192,7 @@ def rescore(
     assert folder is not None  # one of the two is given
     found = rescore_folder(folder, scorer, grade, out)
     if as_json:
-        _print_json(found)
+        terminal.print_json(found)
         return
     rows = [
         terminal.accuracy_row("as recorded", found["recorded_accuracy"]),
@@ -237,7 +237,7 @@ def compare(
     a_name, b_name = (str(path) if same else path.resolve().name for path in (a, b))
     comparison = compare_records(read_records(a), read_records(b), cluster=cluster, a_name=a_name, b_name=b_name)
     if as_json:
-        _print_json(comparison.as_dict())
+        terminal.print_json(comparison.as_dict())
     else:
         rows = [
             terminal.accuracy_row(a_name, comparison.a_accuracy.as_dict()),
@@ -331,7 +331,7 @@ def bench_step(
         )
     )
     if as_json:
-        _print_json(result)
+        terminal.print_json(result)
         return
     limits = result["limit_phases"]
     rows = [
@@ -387,7 +387,7 @@ def bench_eval(
         )
     )
     if as_json:
-        _print_json(result)
+        terminal.print_json(result)
         return
     rows = [("medrl", f"{result['items_per_s']:.1f}")]
     if result["baseline"] is not None:
@@ -395,7 +395,3 @@ def bench_eval(
     terminal.print_table(f"{model}, {result['device']}", ["", "items per second"], rows)
     if result["speedup"] is not None:
         typer.echo(f"{result['speedup']:.1f} times as fast; {result['same_tokens']:.0%} of the answers are the same")
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))

@@ -134,7 +134,8 @@ def _write(
 
 
 def _move_into_place(scratch: Path, final: Path) -> None:
-    """rename() cannot replace a non-empty folder, so an existing checkpoint of this step is renamed ``.replaced`` first."""
+    """rename() cannot replace a non-empty folder, so an existing checkpoint of this step is first renamed to
+    ``.replaced``."""
     if final.exists():
         aside = final.with_name(f"{final.name}.replaced")
         if aside.exists():
