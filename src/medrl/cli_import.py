@@ -87,8 +87,15 @@ def import_omnimedvqa(
         result = omnimedvqa.read_omnimedvqa(
             folder, pictures, datasets=datasets or (), modalities=given.modality or (), quiet=given.as_json
         )
-        terms = {"source": omnimedvqa.SOURCE, "license": omnimedvqa.LICENSE, "citation": omnimedvqa.CITATION}
-        finish(result, pictures, given, filtered=True, **terms)
+        finish(
+            result,
+            pictures,
+            given,
+            source=omnimedvqa.SOURCE,
+            license=omnimedvqa.LICENSE,
+            citation=omnimedvqa.CITATION,
+            filtered=True,
+        )
 
 
 # --- tables, hub, folders, DICOM -------------------------------------------------------------------------------------

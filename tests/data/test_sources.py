@@ -470,3 +470,17 @@ def test_names_made_of_digests_do_not_go_with_a_link(tmp_path):
     row = Example(id="1", source="s", images=(save(tmp_path / "a.png"),), question="?", options=("a", "b"), target="A")
     with pytest.raises(SettingsError, match="copy=True"):
         store.write_store(tmp_path / "s", [row], source="s", license="l", copy=False, names="digest")
+
+
+def test_pictures_that_differ_in_their_suffix_alone_are_redrawn_as_two(tmp_path):
+    paths = ["a/1.png", "a/1.jpg", "b/1.png"]
+    for number, path in enumerate(paths):
+        save(tmp_path / path, number)
+    rows = [{"image": path, "question": "?", "answer": "yes"} for path in [*paths, "a/1.png"]]
+    table = write_json(tmp_path / "t.json", rows)
+    for names in ("keep", "digest"):
+        _, kept = imported(tmp_path / names, "table", table, "--square", 8, "--names", names)
+        assert len({row.images[0].read_bytes() for row in kept}) == 3 and kept[0].images == kept[3].images
+        drawn = [np.asarray(Image.open(row.images[0])) for row in kept]
+        assert all(np.array_equal(one, np.asarray(Image.open(tmp_path / path).resize((8, 8))))
+                   for one, path in zip(drawn, paths, strict=False))  # fmt: skip

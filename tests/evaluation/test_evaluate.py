@@ -183,6 +183,7 @@ def test_a_finished_evaluation_asks_nothing(finished, tiny, test_store, train_st
     spy = Spy(monkeypatch)
     again = evaluate_store(tiny, test_store, out=out, model="tiny", train=train_store, settings=SETTINGS, quiet=True)
     assert (spy.asked, again.records) == ([], evaluation.records)
+    assert again.summary == evaluation.summary  # its seconds too
     assert (out / "records.jsonl").read_bytes() == before
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data.clean import copy_picture, picture_bytes
-from medrl.data.prompts import make_prompt
+from medrl.data.prompts import demonstration, make_prompt
 from medrl.data.store import load, read_info
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example, Mode
@@ -156,12 +156,13 @@ def _swift(asked: list[Asked], out: Path) -> None:
 
 
 def _llamafactory(asked: list[Asked], out: Path) -> None:
-    """JSON: messages with an assistant's turn, ``images``; and ``dataset_info.json``. LLaMA-Factory's data/README."""
+    """JSON: messages with an assistant's turn in the mode's form, ``images``; ``dataset_info.json``. LLaMA-Factory's
+    data/README."""
     rows = [
         {
             "messages": [
                 {"role": "user", "content": x.marked},
-                {"role": "assistant", "content": f"<answer>{x.example.target}</answer>"},
+                {"role": "assistant", "content": demonstration(x.example, x.mode, rationale=True)},
             ],
             "images": x.names,
             "medrl": x.own,

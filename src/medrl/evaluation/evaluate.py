@@ -123,7 +123,8 @@ def evaluate(
         **describe_versions(),
         **describe_machine(),
         "started": started,
-        "seconds": before.get("seconds", 0.0) + time.monotonic() - clock,
+        # Looking at a finished evaluation again takes no time of the evaluation's.
+        "seconds": before.get("seconds", 0.0) + (time.monotonic() - clock if missing or not before else 0.0),
         "decode_steps": before.get("decode_steps", 0) + decode_steps,
     }
     # Shards and servers answer in any order: the file ends in that of the examples, however it came to be.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from medrl.report.text import UNKNOWN, visible, with_sign
+from medrl.report.text import UNKNOWN, points, visible
 
 CELL_WIDTH, CELL_HEIGHT = 86, 46
 LABEL_WIDTH, LINE_HEIGHT = 134, 14
@@ -74,9 +74,9 @@ def forest(rows: Sequence[tuple[str, str, float, float, float]], *, label: str) 
     for tick in ticks:
         x = _position(tick, reach)
         body.append(f'<line class="{"zero" if tick == 0 else "grid"}" x1="{x}%" x2="{x}%" y1="0" y2="{height}"/>')
-        body.append(f'<text class="middle" x="{x}%" y="{height + 16}">{_points(tick, 0)}</text>')
+        body.append(f'<text class="middle" x="{x}%" y="{height + 16}">{points(tick, 0)}</text>')
     for name, css, value, low, high in rows:
-        title = f"{_points(value)} ({_points(low)} to {_points(high)})"
+        title = f"{points(value)} ({points(low)} to {points(high)})"
         body.append(f'<text class="heading" x="0" y="{y + 14}">{_name(name, 70)}</text>')
         body.append(
             f'<g class="{css}"><title>{title}</title>'
@@ -110,16 +110,12 @@ def _cell(
         lines.append(
             f'<rect class="frame" x="{x + 2}" y="{y + 2}" width="{CELL_WIDTH - 4}" height="{CELL_HEIGHT - 4}" rx="4"/>'
         )
-    shown = UNKNOWN if value is None else _points(value) if signed else f"{100 * value:.1f}"
+    shown = UNKNOWN if value is None else points(value) if signed else f"{100 * value:.1f}"
     lines.append(f'<text class="value middle" x="{center}" y="{y + 20}">{shown}</text>')
     if None not in ends:
-        first, last = (_points(end or 0.0, 0) if signed else f"{100 * (end or 0.0):.0f}" for end in ends)
+        first, last = (points(end or 0.0, 0) if signed else f"{100 * (end or 0.0):.0f}" for end in ends)
         lines.append(f'<text class="range middle" x="{center}" y="{y + 36}">{first} to {last}</text>')
     return "".join(lines)
-
-
-def _points(value: float, digits: int = 1) -> str:
-    return with_sign(100 * value, digits)
 
 
 def _position(value: float, reach: float) -> float:

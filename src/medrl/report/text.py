@@ -49,11 +49,11 @@ def percent_range(interval: Interval) -> str:
     return f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
 
 
-def points(difference: float | None) -> str:
+def points(difference: float | None, digits: int = 1) -> str:
     """``0.123`` -> ``+12.3``: a difference of two percentages."""
     if difference is None:
         return UNKNOWN
-    return with_sign(100 * difference, 1)
+    return with_sign(100 * difference, digits)
 
 
 def with_sign(value: float, digits: int) -> str:

@@ -132,7 +132,8 @@ def _write(
 
 
 def _move_into_place(scratch: Path, final: Path) -> None:
-    """A folder cannot replace a full one in a single operation, so an older save of this step steps aside first."""
+    """rename() cannot replace a non-empty folder, so an existing checkpoint of this step is first renamed to
+    ``.replaced``."""
     if final.exists():
         aside = final.with_name(f"{final.name}.replaced")
         if aside.exists():
