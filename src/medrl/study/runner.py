@@ -14,6 +14,8 @@ from medrl.study.plan import Cell
 
 DONE, FAILED = "done.json", "failed.json"
 POLL_S = 1.0
+FAILURES = (MedrlError, OSError, RuntimeError)
+"""What marks a cell as failed; RuntimeError is torch's, e.g. when memory runs out."""
 
 State = Literal["done", "failed", "blocked", "waiting"]
 Work = Callable[[Cell], None]
@@ -93,7 +95,7 @@ def _take_up(
         started = time.monotonic()
         try:
             work(cell)
-        except (MedrlError, OSError, RuntimeError) as error:  # RuntimeError: torch, e.g. when memory runs out
+        except FAILURES as error:
             reason = f"{type(error).__name__}: {error}"
             write_json_atomically(cell.folder(out) / FAILED, {"cell": cell.id, "reason": reason})
             say(f"    failed: {reason}")
