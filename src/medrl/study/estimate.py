@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data import store
-from medrl.runs import write_json_atomically
+from medrl.runs import CELL_DONE, write_json_atomically
 from medrl.settings import dump_settings
 from medrl.study.claims import exclusive
 from medrl.study.plan import Cell, Plan
-from medrl.study.runner import DONE, FAILURES, state_of
+from medrl.study.runner import FAILURES, state_of
 from medrl.training.recipe import Recipe
 
 STEPS, ANSWERS = 3, 32
@@ -135,7 +135,7 @@ def _measured_cells(plan: Plan, out: Path) -> dict[tuple[str, str], float]:
     """(kind, method) -> mean seconds of the cells that are done."""
     times: dict[tuple[str, str], list[float]] = {}
     for cell in plan.cells:
-        file = cell.folder(out) / DONE
+        file = cell.folder(out) / CELL_DONE
         if file.exists():
             times.setdefault((cell.kind, cell.method), []).append(json.loads(file.read_text())["seconds"])
     return {key: sum(values) / len(values) for key, values in times.items()}

@@ -11,9 +11,8 @@ from medrl.report import matrix_plots, plots, text
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.tables import failure_rows
-from medrl.runs import Run, is_run, write_text_atomically
+from medrl.runs import CELL_FAILED, Run, is_run, write_text_atomically
 from medrl.study.plan import Cell, Plan
-from medrl.study.runner import FAILED
 from medrl.study.sentences import answer
 from medrl.study.settings import Study
 from medrl.study.tables import TITLES
@@ -196,7 +195,7 @@ def _failures(cells: Sequence[Cell], out: Path) -> Iterable[tuple[str, str]]:
     import json
 
     for cell in cells:
-        file = cell.folder(out) / FAILED
+        file = cell.folder(out) / CELL_FAILED
         if file.exists():
             yield cell.id, json.loads(file.read_text())["reason"]
 

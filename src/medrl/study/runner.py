@@ -8,11 +8,10 @@ from typing import Literal
 
 from medrl import stopping
 from medrl.errors import MedrlError
-from medrl.runs import write_json_atomically
+from medrl.runs import CELL_DONE, CELL_FAILED, CELLS, write_json_atomically
 from medrl.study.claims import EXPIRY_S, Claims
 from medrl.study.plan import Cell
 
-DONE, FAILED = "done.json", "failed.json"
 POLL_S = 1.0
 FAILURES = (MedrlError, OSError, RuntimeError)
 """What marks a cell as failed; RuntimeError is torch's, e.g. when memory runs out."""
@@ -34,11 +33,11 @@ class Outcome:
 
 def state_of(cell: Cell, out: Path) -> State:
     """From the cell's files alone; ``waiting`` is also a cell that somebody works on."""
-    if (cell.folder(out) / DONE).exists():
+    if (cell.folder(out) / CELL_DONE).exists():
         return "done"
-    if (cell.folder(out) / FAILED).exists():
+    if (cell.folder(out) / CELL_FAILED).exists():
         return "failed"
-    if cell.needs is not None and (out / "cells" / cell.needs / FAILED).exists():
+    if cell.needs is not None and (out / CELLS / cell.needs / CELL_FAILED).exists():
         return "blocked"
     return "waiting"
 
@@ -47,7 +46,7 @@ def forget_failures(cells: Sequence[Cell], out: Path) -> list[Cell]:
     """Let failed cells be tried again; what they had done is kept. Returns them."""
     failed = [cell for cell in cells if state_of(cell, out) == "failed"]
     for cell in failed:
-        (cell.folder(out) / FAILED).unlink(missing_ok=True)
+        (cell.folder(out) / CELL_FAILED).unlink(missing_ok=True)
     return failed
 
 
@@ -97,11 +96,11 @@ def _take_up(
             work(cell)
         except FAILURES as error:
             reason = f"{type(error).__name__}: {error}"
-            write_json_atomically(cell.folder(out) / FAILED, {"cell": cell.id, "reason": reason})
+            write_json_atomically(cell.folder(out) / CELL_FAILED, {"cell": cell.id, "reason": reason})
             say(f"    failed: {reason}")
         else:
             facts = {"cell": cell.id, "seconds": time.monotonic() - started}
-            write_json_atomically(cell.folder(out) / DONE, facts)
+            write_json_atomically(cell.folder(out) / CELL_DONE, facts)
     finally:
         claim.release()
     return True
