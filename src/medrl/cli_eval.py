@@ -179,12 +179,12 @@ def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, or a folder of them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, a study, or a folder of them.")],
     once: Annotated[bool, typer.Option("--once", help="Look once instead of until all is finished.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = WATCH_EVERY_S,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print JSON for programs.")] = False,
 ) -> None:
-    """Show how far runs and evaluations are.
+    """Show how far runs, evaluations and studies are.
 
     From their files alone, so it may look on from another terminal or machine. Ends when all is finished.
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_questions_about_one_image_count_as_one_cluster():
     assert wide["high"] - wide["low"] > 1.2 * (apart["high"] - apart["low"])
 
 
+def test_a_mean_of_right_answers_alone_leaves_room_for_doubt():
+    every = np.ones((1, 2, 10))
+    means = study_figures([make_table(grpo=every)], draws=300)["modality"]["means"]["grpo"]
+    low, high = proportion_confint(10, 10, method="wilson")
+    assert (means["overall"]["value"], means["overall"]["high"]) == (1.0, 1.0)
+    assert means["overall"]["low"] == pytest.approx(low) and high == 1.0
+    assert means["columns"][1]["low"] == pytest.approx(proportion_confint(4, 4, method="wilson")[0])
+    two_images = study_figures([make_table(clusters=PLACE, grpo=every)], draws=300)["modality"]["means"]["grpo"]
+    assert two_images["overall"]["low"] == pytest.approx(proportion_confint(2, 2, method="wilson")[0])
+    assert two_images["columns"][1]["low"] is None  # one image knows no doubt and no certainty
+
+
 def test_seeds_are_averaged_and_widen_means_and_differences():
     once = np.array([[ON_CT, ON_MRI]], dtype=float)
     worse = np.array([[SFT_CT, SFT_MRI]], dtype=float)
@@ -181,9 +194,12 @@ def test_tables_say_what_the_matrices_say(found, tmp_path):
     )
     assert float(one["value"]) == 5 / 6 and one["n"] == "6"
     assert len(list(csv.DictReader((tmp_path / "tables" / "claims.csv").open()))) == 2 * 27
-    assert "| CT | 83.3 [43.6, 97.0] | 50.0 [15.0, 85.0] |" in (tmp_path / "tables" / "tables.md").read_text()
+    assert "| CT | 83.3 [43.6, 97.0] | 50.0 [15.0, 85.0] | 66.7 [" in (tmp_path / "tables" / "tables.md").read_text()
     assert "| option\\_prior | 33.3 [9.7, 70.0] | 25.0 [4.6, 69.9] |" in (tmp_path / "tables" / "tables.md").read_text()
-    assert r"CT & 83.3 [43.6, 97.0] & 50.0 [15.0, 85.0] \\" in (tmp_path / "tables" / "tables.tex").read_text()
+    assert r"CT & 83.3 [43.6, 97.0] & 50.0 [15.0, 85.0] & 66.7 [" in (tmp_path / "tables" / "tables.tex").read_text()
+    # Means of rows 66.7 and 75.0, of columns 66.7 and 75.0, of all 70.8; micro of the diagonal (5 + 4) / 10.
+    assert re.search(r"\| mean \| 66\.7 \[.*?\] \| 75\.0 \[.*?\] \| 70\.8 \[", markdown({"modality": found}))
+    assert re.search(r"\| grpo \| 91\.7 \[.*?\] \| 90\.0 \[", markdown({"modality": found}))
 
 
 def test_names_from_data_are_no_markup_in_any_table(found, tmp_path):
