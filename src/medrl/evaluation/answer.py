@@ -81,7 +81,7 @@ def complete_reading_ahead(
                 encoded += policy.encode(some, room_tokens=sampling.max_new_tokens)
                 largest = max(prompt.pixel_bytes for prompt in encoded)
                 together = max(1, min(at_once, REMEMBERED_PIXEL_BYTES // (2 * largest or 1)))
-            ahead.start(prompts[numbers[-1] + 1 :][: together])
+            ahead.start(prompts[numbers[-1] + 1 :][:together])
             return encoded
 
         yield from complete(policy, prompts, sampling, at_once=at_once, encode=encode, **options)
