@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 LEAST_WORK = 2**22
 """Multiplications from which a product is worth the 0.4 ms that oneDNN takes to prepare for a shape it has not seen."""
+
+FEW_ROWS = 256
+"""Rows up to which a weight's own order is what a product without a gradient waits for: tokens that are decoded."""
+LARGEST_PACKED = 2**22
+"""Elements of a weight of which a second copy is held."""
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +63,27 @@ def use_fast_products(model: nn.Module) -> None:
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, module.weight, module.bias)
+    if torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1] or not _by_onednn(x, len(module.weight)):
+        _packed.pop(module, None)
+        return linear(x, module.weight, module.bias)
+    return torch.ops.mkldnn._linear_pointwise(x, _pack(module), module.bias, "none", [], "")
+
+
+_packed: WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def _pack(module: nn.Linear) -> Tensor:
+    """The weight as oneDNN reads it: it would be put into that order anew for every token that is decoded.
+
+    Held until the weight changes or is asked for a gradient.
+    """
+    weight = module.weight.detach()
+    if weight.numel() > LARGEST_PACKED:
+        return weight
+    state = (weight._version, weight.data_ptr())
+    if module not in _packed or _packed[module][0] != state:
+        _packed[module] = (state, torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS))
+    return _packed[module][1]
 
 
 def _by_onednn(a: Tensor, columns: int) -> bool:
