@@ -26,10 +26,10 @@ def study(
     calibrate: Annotated[
         bool | None,
         typer.Option(
-            help="Try a few steps and answers to tell time and disk.  [default: before a run, not for --plan]"
+            help="Run a few steps and answers to estimate time and disk.  [default: before a run, not for --plan]"
         ),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed cells.")] = False,
     expiry: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which a worker on another machine counts as dead.")
     ] = 120.0,
