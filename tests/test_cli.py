@@ -118,7 +118,8 @@ def test_every_command_has_help_with_an_example_whose_options_it_has():
         shown = run(*words, "--help").stdout
         example, _, rest = shown.partition("Example:")[2].partition("\n\n")
         assert f"medrl {' '.join(words)} " in example, words
-        options = set(re.findall(r"(?<=\s)--[a-z-]+", " ".join(re.findall(r"\bmedrl .*", example))))
+        ours = "\n".join(line for line in example.splitlines() if line.strip().startswith("medrl "))
+        options = set(re.findall(r"(?<=\s)--[a-z-]+", ours))
         assert all(f" {option} " in rest for option in options) or "Commands:" in rest, (words, options)
 
 

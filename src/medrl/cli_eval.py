@@ -162,7 +162,7 @@ def _show(out: Path, summary: Mapping[str, Any], as_json: bool) -> None:
 
 def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json: bool) -> None:
     from medrl.evaluation.wordings import TEMPLATES_FILE, summarize_wordings
-    from medrl.runs import write_json_atomically
+    from medrl.files import write_json_atomically
 
     found = summarize_wordings({name: evaluation.records for name, evaluation in evaluations.items()})
     write_json_atomically(out / TEMPLATES_FILE, found)

@@ -87,13 +87,20 @@ def import_omnimedvqa(
         result = omnimedvqa.read_omnimedvqa(
             folder, pictures, datasets=datasets or (), modalities=given.modality or (), quiet=given.as_json
         )
-        terms = {"source": omnimedvqa.SOURCE, "license": omnimedvqa.LICENSE, "citation": omnimedvqa.CITATION}
-        finish(result, pictures, given, filtered=True, **terms)
+        finish(
+            result,
+            pictures,
+            given,
+            source=omnimedvqa.SOURCE,
+            license=omnimedvqa.LICENSE,
+            citation=omnimedvqa.CITATION,
+            filtered=True,
+        )
 
 
 # --- tables, hub, folders, DICOM -------------------------------------------------------------------------------------
 
-_OF_TABLES = ("mapping", "modality", "kind", "salt", "keep_patients", "decode")
+_OF_TABLES = ("mapping", "modality", "kind", "salt", "keep_patients", "decode", "names")
 
 
 @command("table", *_OF_TABLES, *SCANS, "images", "license", "copy", "square")
@@ -158,10 +165,10 @@ def _import_rows(rows: "Rows", root: Path, given: Given, short: str, source: str
     mapping = parse_mapping(given.mapping or ())
     with pictures_of(root, given) as pictures:
         result = read_table(rows, pictures, mapping, source=short, pseudonym=pseudonym, quiet=given.as_json)
-        finish(result, pictures, given, source=source, license=given.license)
+        finish(result, pictures, given, source=source, license=given.license, names=given.names)
 
 
-@command("folder", *SCANS, "license", "copy", "square", "decode")
+@command("folder", *SCANS, "license", "copy", "names", "square", "decode")
 def import_folder(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/LABEL/.../IMAGE")],
     given: Given,
@@ -195,9 +202,10 @@ def import_folder(
             question_type=question_type,
             n_options=options,
             seed=seed,
+            ids=given.names,
             quiet=given.as_json,
         )
-        finish(result, pictures, given, source=folder.resolve().name, license=given.license)
+        finish(result, pictures, given, source=folder.resolve().name, license=given.license, names=given.names)
 
 
 @command("dicom", "window", "slices", "salt", "clean", "license")

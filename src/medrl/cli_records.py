@@ -48,8 +48,8 @@ def rescore(
     """
     from medrl.errors import DataError, SettingsError
     from medrl.evaluation.rescore import rescore_file, rescore_folder
+    from medrl.files import write_text_atomically
     from medrl.rewards.judge import choose_scorer
-    from medrl.runs import write_text_atomically
 
     if (folder is None) == (completions is None):
         raise SettingsError("give an evaluation folder or --completions FILE.jsonl, one of the two")

@@ -166,10 +166,6 @@ def _show_plan(found: dict[str, Any]) -> None:
 
 
 def _duration(hours: float) -> str:
-    return (
-        f"{hours:.1f} hours"
-        if hours >= 1
-        else f"{60 * hours:.1f} minutes"
-        if hours >= 1 / 60
-        else f"{3600 * hours:.0f} s"
-    )
+    from medrl.report.text import duration
+
+    return duration(3600 * hours)

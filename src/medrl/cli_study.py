@@ -85,7 +85,7 @@ def study(
 
 
 def _show(opened: "Opened", outcome: "Outcome", as_json: bool) -> None:
-    from medrl.study.page import answer
+    from medrl.study.sentences import answer
     from medrl.study.tables import MATRICES
 
     file = opened.out / MATRICES

@@ -36,7 +36,10 @@ class Commands(TyperGroup):
             fail(str(error), error.exit_code)
         except Stopped as reason:
             why = f"{reason}: " if str(reason) else ""
-            fail(f"{why}saved and {INTERRUPTED[ctx.invoked_subcommand]}", EXIT_SAVED, prefix="")
+            goes_on = INTERRUPTED.get(ctx.invoked_subcommand or "")
+            if goes_on is None:  # e.g. plan, which trains a few steps to measure them
+                fail(f"{why}stopped; nothing was kept", EXIT_INTERRUPTED, prefix="")
+            fail(f"{why}saved and {goes_on}", EXIT_SAVED, prefix="")
         except KeyboardInterrupt:
             fail(INTERRUPTED.get(ctx.invoked_subcommand or "", "stopped"), EXIT_INTERRUPTED, prefix="")
         except BrokenPipeError:  # whoever read our output has gone, e.g. head: typer ends quietly

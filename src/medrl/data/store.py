@@ -1,7 +1,7 @@
 """A data set on disk <-> Examples. A store is a folder:
 
 data.parquet   one row per example, the columns of ``Example``; ``datasets.load_dataset("parquet", ...)`` reads it
-images/        each image once, under a readable name and without metadata; or a link to the folder where they lie;
+images/        each image once, under its own name or a digest's, without metadata; or a link to where they lie;
                ``images`` in the rows are paths relative to the store
 store.json     where it came from, under which license, counts, and a fingerprint over every field and byte
 """
@@ -11,14 +11,23 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from medrl.data.store_images import check_space, copy_images, digest_file, link_images, name_images, names_in_place
+from medrl.data import verified
+from medrl.data.store_images import (
+    Names,
+    check_space,
+    copy_images,
+    digest_file,
+    link_images,
+    name_images,
+    names_in_place,
+)
 from medrl.data.store_rows import FORMAT_VERSION, WHAT_A_STORE_IS, check_examples, fingerprint_of, read_rows, write_rows
-from medrl.errors import DataError
+from medrl.errors import DataError, SettingsError
 from medrl.types import Example
 
 _FIRST_STORES = 8
@@ -55,6 +64,7 @@ def write_store(
     citation: str = "",
     extra: dict[str, Any] | None = None,
     copy: bool = True,
+    names: Names = "keep",
 ) -> StoreInfo:
     """Write ``examples`` and their images as a new store at ``out``.
 
@@ -67,22 +77,26 @@ def write_store(
         extra: more facts for store.json; must be JSON.
         copy: write the images into the store, without their metadata; False leaves them where they are, and makes
             ``images/`` a link to the folder they share.
+        names: ``digest`` calls images after their bytes, where their own names or folders may be a patient's.
 
     Raises:
+        SettingsError: ``digest`` without ``copy``: a folder that is linked to has the names it has.
         DataError: ``out`` is taken, an example is malformed, an image is missing, or the disk is too small.
     """
     out, rows = Path(out), list(examples)
     check_vacant(out)
     check_examples(rows)
-    names = name_images(rows) if copy else names_in_place(rows)
+    if names == "digest" and not copy:
+        raise SettingsError("names='digest' goes with copy=True: a folder that is linked to has the names it has")
+    name_of = name_images(rows, names) if copy else names_in_place(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     if copy:
-        check_space(out.parent, names)
+        check_space(out.parent, name_of)
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         draft.mkdir()
-        digests = copy_images(names, draft) if copy else link_images(names, draft)
-        stored = [replace(row, images=tuple(Path(names[image]) for image in row.images)) for row in rows]
+        digests = copy_images(name_of, draft) if copy else link_images(name_of, draft)
+        stored = [replace(row, images=tuple(Path(name_of[image]) for image in row.images)) for row in rows]
         write_rows(draft / "data.parquet", stored)
         totals = counts(stored)
         info = StoreInfo(
@@ -155,10 +169,21 @@ def read_info(path: Path) -> StoreInfo:
     return StoreInfo(**{name: content[name] for name in known})
 
 
-def verify(path: Path) -> StoreInfo:
-    """Recompute the fingerprint of the store at ``path``; DataError when a field or an image byte has changed."""
-    info, examples = read_info(path), load(path)
-    names = {image: image.relative_to(path).as_posix() for row in examples for image in row.images}
+def verify(path: Path, examples: Sequence[Example] | None = None) -> StoreInfo:
+    """Recompute the fingerprint of the store at ``path``; DataError when a field or an image byte has changed.
+
+    Where it was verified before, and no file of it has another size or time since, image bytes are not read again.
+
+    Args:
+        examples: what ``load`` gave for this path, where the caller has it.
+    """
+    path, info = Path(path), read_info(path)
+    examples = load(path) if examples is None else examples
+    images = dict.fromkeys(image for row in examples for image in row.images)
+    state = verified.state_of([path / "store.json", path / "data.parquet", *images])
+    if verified.is_verified(state):
+        return info
+    names = {image: image.relative_to(path).as_posix() for image in images}
     digests = {name: digest_file(image) for image, name in names.items()}
     stored = [replace(row, images=tuple(Path(names[image]) for image in row.images)) for row in examples]
     fingerprint = fingerprint_of(stored, digests)
@@ -167,6 +192,7 @@ def verify(path: Path) -> StoreInfo:
             f"store {path} has changed since it was written: its fingerprint is {fingerprint[:16]}..., "
             f"store.json says {info.fingerprint[:16]}...; import the data again"
         )
+    verified.remember(state)
     return info
 
 

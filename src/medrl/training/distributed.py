@@ -85,13 +85,15 @@ def gather(work: Callable[[], T]) -> list[T]:
     """What ``work()`` returned on each rank, in their order: plain JSON values, the same list everywhere.
 
     Where it raised on any rank, all raise, so that nobody waits for one who has given up, and nobody moves weights
-    alone. A stop that one rank was asked for stops all.
+    alone. A stop that one rank was asked for stops all. A mistake, an error that is none of ours, is raised as it is
+    where it was made, and as a ``MedrlError`` that names it elsewhere.
     """
     if world_size() == 1:
         return [work()]
     value, failure = None, None
     try:
-        value = work()
+        with _Announced():
+            value = work()
     except (MedrlError, Stopped) as error:
         failure = error
     message = {"value": value} if failure is None else {"error": type(failure).__name__, "words": str(failure)}
@@ -107,6 +109,18 @@ def gather(work: Callable[[], T]) -> list[T]:
     return [answer["value"] for answer in answers]
 
 
+class _Announced:
+    """Tells the other ranks, which wait for an answer, of a mistake that leaves this one without any."""
+
+    def __enter__(self) -> None:
+        """There is nothing to tell yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Not where this process is to leave at once: the others may be in no state to meet.
+        if isinstance(error, Exception) and not isinstance(error, MedrlError):
+            _exchange({"error": MedrlError.__name__, "words": f"{type(error).__name__}: {error}"})
+
+
 def from_first(work: Callable[[], T]) -> T:
     """What ``work()`` returns on rank 0, on every rank; the others do not run it."""
     return gather(lambda: work() if first() else None)[0]  # type: ignore[return-value]
@@ -119,7 +133,7 @@ def spread(items: Sequence[A], work: Callable[[list[A]], Sequence[T]]) -> list[T
 
 
 def share(items: Sequence[A]) -> Sequence[A]:
-    """What this rank does of work whose cost is not known yet: every so manieth."""
+    """This rank's share of work of unknown cost: every ``world_size``-th item."""
     return items[rank() :: world_size()]
 
 

@@ -158,9 +158,8 @@ def at_work(
     """Within, the run folder is open and locked, and the run stands where it was left; a stop saves it."""
     policy, settings = job.policy, job.settings
     with ExitStack() as held, deterministic_kernels(settings.deterministic):
-        run = distributed.open_together(
-            lambda: open_run(job.out, job.recipe, job.provenance, resume, job.complete, held=held)
-        )
+        facts = {**job.provenance, "model_fingerprint": policy.fingerprint()}
+        run = distributed.open_together(lambda: open_run(job.out, job.recipe, facts, resume, job.complete, held=held))
         with stopping.at_safe_points(deadline):
             train_set, ranks = choose_curriculum(
                 run, policy, job.train_set, job.ask, job.reward, settings, job.server, quiet=quiet

@@ -13,9 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from medrl.data.prompts import neutralize
+from medrl.data.prompts import demonstration
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO
+from medrl.policy.loading import check_trainable
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
@@ -28,12 +29,6 @@ from medrl.training.monitors import is_right
 from medrl.training.released import RELEASED, ReleasedTurns
 from medrl.training.setup import Setup
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
-
-ANSWER_FORMS: dict[Mode, str] = {
-    "think": "<think>{rationale}</think><answer>{letter}</answer>",
-    "no_think": "<answer>{letter}</answer>",
-    "think_after": "<answer>{letter}</answer><think>{rationale}</think>",
-}
 
 
 class Stateless:
@@ -157,7 +152,11 @@ def make_method(
     prompts_per_step: int,
     server: Server | None = None,
 ) -> Method:
-    """The method an objective belongs to. Raises ``SettingsError`` for a server that would have nothing to write."""
+    """The method an objective belongs to.
+
+    Raises ``SettingsError`` for a server that would have nothing to write, and for a precision that nothing trains in.
+    """
+    check_trainable(str(policy.family.head.dtype).removeprefix("torch."))
     if server is not None and isinstance(objective, SFT):
         raise SettingsError("supervised training samples nothing, so a server has no part in it: leave out rollout")
     setup = Setup(
@@ -181,15 +180,13 @@ def demonstrate(
         )
         rollout = Rollout(completion=completion, score=Score(value=1.0, answer=example.target, explanation="target"))
         groups.append(Group(example=example, prompt=prompt, rollouts=(rollout,)))
-    return Groups(tuple(groups))
+    return Groups(tuple(groups), sampled=False)
 
 
 def _target_text(example: Example, mode: Mode, objective: SFT) -> str:
     if objective.emulate != "none":
         return RELEASED.format(letter=example.target)
-    # A tag in the data's own text would end the block that it stands in.
-    rationale = neutralize((example.rationale or "").strip()) if objective.rationale == "column" else ""
-    return ANSWER_FORMS[mode].format(letter=example.target, rationale=rationale)
+    return demonstration(example, mode, rationale=objective.rationale == "column")
 
 
 def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Objective) -> None:

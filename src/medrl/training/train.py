@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medrl import stopping
-from medrl.errors import NonFiniteError, SettingsError
+from medrl.errors import NonFiniteError
 from medrl.policy.policy import Policy
 from medrl.rollout.served import Rollouts
 from medrl.runs import Run
@@ -17,7 +17,7 @@ from medrl.training.distributed import Scale
 from medrl.training.job import at_work, make_job
 from medrl.training.optim import learning_rate
 from medrl.training.settings import Training
-from medrl.training.start import Resume
+from medrl.training.start import Resume, check_hours
 from medrl.training.trackers import Tracker, check_installed
 from medrl.training.update import update_policy
 from medrl.types import Example, Reward
@@ -69,8 +69,7 @@ def train(
         Stopped: a signal came, or the time is nearly up; the run was saved as it stood before the step under way.
     """
     settings = choose_settings(Training, settings, options)
-    if max_hours is not None and max_hours <= 0:
-        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
+    check_hours(max_hours)
     deadline = None if max_hours is None else stopping.Deadline(max_hours * 3600)
     check_installed(trackers)
     job = make_job(
