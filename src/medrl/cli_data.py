@@ -142,7 +142,7 @@ def audit(
     from medrl.data.store import load, read_info
     from medrl.evaluation.audit import DEFAULT_FAIL_ON, parse_rule
     from medrl.evaluation.audit import audit as audit_examples
-    from medrl.runs import write_json_atomically
+    from medrl.files import write_json_atomically
 
     rules = [rule for given in fail_on or DEFAULT_FAIL_ON for rule in given.split(",") if rule.strip() != "nothing"]
     for rule in rules:
@@ -182,6 +182,9 @@ def _print_audit(found: "Audit") -> None:
         f"Of {found.n_test} test questions", ["", "questions", "share"],
         [(name, count, terminal.percent(count / found.n_test)) for name, count in counts.items()],
     )  # fmt: skip
+    if found.gold_rejected_train:
+        n = len(found.gold_rejected_train)
+        typer.echo(f"gold_rejected also among training questions: {n} of {found.n_train}")
     terminal.print_table(
         "Without looking", ["", "accuracy", "95 % interval", "questions", *(["before resampling"] if before else [])],
         [(*terminal.accuracy_row(name, interval.as_dict()),

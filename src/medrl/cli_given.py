@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medrl import terminal
+from medrl.data.store_images import Names
 from medrl.errors import DataError
 from medrl.types import KINDS
 
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from medrl.data.readers.pictures import Pictures
     from medrl.data.readers.result import ImportResult
 
-imports = typer.Typer(help="Read a data set into a store.", no_args_is_help=True, rich_markup_mode=None)
+imports = typer.Typer(
+    help="""Read a data set into a store.
+
+\b
+Example:
+  medrl import omnimedvqa OmniMedVQA --out data/omnimedvqa
+  medrl import table questions.csv --images scans --out data/mine
+""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +55,17 @@ class Given:
     ] = None
     copy: Annotated[
         bool,
-        typer.Option("--copy", help="Copy images into the store, without metadata; default: link to their folder."),
+        typer.Option(
+            "--copy", help="Copy images into the store, without metadata, instead of linking to their folder."
+        ),
     ] = False
+    names: Annotated[
+        Names,
+        typer.Option(
+            help="What images are called in the store: a digest of their bytes, for their own names and folders may be "
+            "a patient's (they are copied, without metadata); or keep their names, and link to their folder."
+        ),
+    ] = "digest"
     window: Annotated[
         str,
         typer.Option(help="Of CT and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
@@ -145,6 +165,7 @@ def finish(
     license: str,
     citation: str = "",
     filtered: bool = False,
+    names: Names = "keep",
 ) -> None:
     """Refuse too many bad rows, write the store, print what was read and what was not."""
     from medrl.data import store
@@ -160,10 +181,17 @@ def finish(
             terminal.print_json({"rows": 0, "bad": bad, "by_modality": {}, "by_question_type": {}})
         raise
     absent = sum(item.questions for item in result.absent)
-    copied = given.copy or pictures.unpacked
+    copied = given.copy or pictures.unpacked or names == "digest"
     extra = {"bad_rows": len(result.bad), "absent_questions": absent}
     info = store.write_store(
-        given.out, result.examples, source=source, license=license, citation=citation, extra=extra, copy=copied
+        given.out,
+        result.examples,
+        source=source,
+        license=license,
+        citation=citation,
+        extra=extra,
+        copy=copied,
+        names=names,
     )
     kinds = dict(Counter(example.kind for example in result.examples).most_common())
     notes = [*result.notes, *pictures.notes()]

@@ -36,7 +36,7 @@ def _read_source(name: str, path: Path, given: Given, **more: Any) -> None:
 def _register(name: str) -> None:
     source = SOURCES[name]
     doc = (
-        f"Read {source.title} into a store.\n\nPrints counts; bad rows are listed with file, position and reason.\n\n"
+        f"Read {source.title}.\n\nPrints counts; bad rows are listed with file, position and reason.\n\n"
         f"\b\nExample:\n  medrl import {name} {source.example} --out data/{name}"
     )
 
@@ -87,13 +87,20 @@ def import_omnimedvqa(
         result = omnimedvqa.read_omnimedvqa(
             folder, pictures, datasets=datasets or (), modalities=given.modality or (), quiet=given.as_json
         )
-        terms = {"source": omnimedvqa.SOURCE, "license": omnimedvqa.LICENSE, "citation": omnimedvqa.CITATION}
-        finish(result, pictures, given, filtered=True, **terms)
+        finish(
+            result,
+            pictures,
+            given,
+            source=omnimedvqa.SOURCE,
+            license=omnimedvqa.LICENSE,
+            citation=omnimedvqa.CITATION,
+            filtered=True,
+        )
 
 
 # --- tables, hub, folders, DICOM -------------------------------------------------------------------------------------
 
-_OF_TABLES = ("mapping", "modality", "kind", "salt", "keep_patients", "decode")
+_OF_TABLES = ("mapping", "modality", "kind", "salt", "keep_patients", "decode", "names")
 
 
 @command("table", *_OF_TABLES, *SCANS, "images", "license", "copy", "square")
@@ -158,10 +165,10 @@ def _import_rows(rows: "Rows", root: Path, given: Given, short: str, source: str
     mapping = parse_mapping(given.mapping or ())
     with pictures_of(root, given) as pictures:
         result = read_table(rows, pictures, mapping, source=short, pseudonym=pseudonym, quiet=given.as_json)
-        finish(result, pictures, given, source=source, license=given.license)
+        finish(result, pictures, given, source=source, license=given.license, names=given.names)
 
 
-@command("folder", *SCANS, "license", "copy", "square", "decode")
+@command("folder", *SCANS, "license", "copy", "names", "square", "decode")
 def import_folder(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="DIR/LABEL/.../IMAGE")],
     given: Given,
@@ -173,7 +180,7 @@ def import_folder(
     options: Annotated[int, typer.Option(min=2, max=10, help="Most options of a question.")] = 4,
     seed: Annotated[int, typer.Option(help="Names wordings, wrong options and their order.")] = 0,
 ) -> None:
-    """Turn a folder of labeled images into multiple-choice questions.
+    """Turn a folder of labeled images into questions.
 
     The names of the sub-folders are the labels, and the wrong options.
 
@@ -195,9 +202,10 @@ def import_folder(
             question_type=question_type,
             n_options=options,
             seed=seed,
+            ids=given.names,
             quiet=given.as_json,
         )
-        finish(result, pictures, given, source=folder.resolve().name, license=given.license)
+        finish(result, pictures, given, source=folder.resolve().name, license=given.license, names=given.names)
 
 
 @command("dicom", "window", "slices", "salt", "clean", "license")
@@ -211,11 +219,11 @@ def import_dicom(
         bool, typer.Option("--show-paths", help="Name bad files by their path, which may hold a patient's name.")
     ] = False,
 ) -> None:
-    """Turn a folder of DICOM into questions on pictures without a header.
+    """Turn a folder of DICOM into questions.
 
-    Which modality, part of the body, plane: what the header answers. Nothing of the header is stored but these words;
-    patients and UIDs become keys under the project's salt. Ultrasound, angiography and secondary captures whose header
-    does not say that no text is burned in are refused.
+    Which modality, part of the body, plane: what the header answers, asked on pictures without it. Nothing of the
+    header is stored but these words; patients and UIDs become keys under the project's salt. Ultrasound, angiography
+    and secondary captures whose header does not say that no text is burned in are refused.
 
     \b
     Example:

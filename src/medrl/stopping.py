@@ -29,8 +29,7 @@ class Stopped(KeyboardInterrupt):
 class Deadline:
     """A time by which work must have been saved.
 
-    It is near once what is left would not hold the way to the next safe point, as long as the longest so far, and two
-    saves, each as long as the longest so far.
+    Near when less time is left than the longest interval between safe points plus twice the longest save.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,6 +18,8 @@ INTERRUPTED = {
     "demo": "stopped; the same command continues where it stopped",
     "study": "stopped; the same command continues where it stopped",
 }
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+"""The option of every command whose answer a program may read."""
 EXIT_NO, EXIT_SAVED, EXIT_INTERRUPTED = 3, 143, 130
 
 

@@ -6,6 +6,7 @@ from PIL import Image, PngImagePlugin
 
 from medrl.data.clean import copy_picture, must_be_redrawn
 from medrl.data.images import open_image
+from medrl.errors import ImageError
 
 SECRET = "Doe^Jane 1970-01-02"
 
@@ -60,11 +61,56 @@ def test_a_progressive_jpeg_with_restarts_and_comments_between_scans_keeps_its_p
 
 
 def test_a_file_without_words_is_copied_bit_for_bit(tmp_path):
-    for format in ("PNG", "TIFF", "BMP", "WEBP"):
+    for format in ("PNG", "WEBP"):
         picture().save(tmp_path / "a", format=format)
         copy_picture(tmp_path / "a", tmp_path / "b")
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes(), format
         assert not must_be_redrawn(tmp_path / "a")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "BigTIFF", "TIFF without tags of text", "BMP"])
+def test_what_has_no_stripper_is_drawn_anew(tmp_path, form):
+    source = tmp_path / "a"
+    tags = {} if form.endswith("text") else {"tiffinfo": {270: SECRET}, "big_tiff": form == "BigTIFF"}
+    picture().save(source, format=form.split()[0].removeprefix("Big"), **({} if form == "BMP" else tags))
+    with source.open("ab") as file:
+        file.write(SECRET.encode())
+    assert must_be_redrawn(source)
+    copy_picture(source, tmp_path / "b")
+    assert b"Jane" not in (tmp_path / "b").read_bytes()
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b")), np.asarray(picture()))
+
+
+def test_a_big_tiff_of_either_byte_order_reaches_no_store_with_its_words(tmp_path):
+    picture().save(tmp_path / "a.tif", big_tiff=True, tiffinfo={270: SECRET})
+    assert (tmp_path / "a.tif").read_bytes()[:4] == b"II+\0"
+    (tmp_path / "b.tif").write_bytes(b"MM\0+" + SECRET.encode())  # cannot be drawn: refused, and not handed on
+    assert must_be_redrawn(tmp_path / "b.tif")
+    with pytest.raises(ImageError):
+        copy_picture(tmp_path / "b.tif", tmp_path / "copy")
+
+
+def test_thumbnails_and_segments_of_no_known_use_stay_behind(tmp_path):
+    picture().save(tmp_path / "a.jpg", quality=90)
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert data[2:4] == b"\xff\xe0" and data[18:20] == b"\0\0"  # JFIF, no thumbnail yet
+    thumbnail = (SECRET * 3).encode()[:48]  # 4 x 4 pixels
+    reserved = b"\xff\xf7" + (len(SECRET) + 2).to_bytes(2, "big") + SECRET.encode()
+    jfif = data[2:4] + (16 + 48).to_bytes(2, "big") + data[6:18] + b"\4\4" + thumbnail
+    (tmp_path / "a.jpg").write_bytes(data[:2] + jfif + reserved + data[20:])
+    copy_picture(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert b"Jane" not in (tmp_path / "b.jpg").read_bytes()
+    assert (tmp_path / "b.jpg").read_bytes() == data
+
+
+def test_a_color_profile_and_a_private_chunk_stay_behind(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"paTt", SECRET.encode(), after_idat=True)
+    picture().save(tmp_path / "a.png", icc_profile=SECRET.encode(), pnginfo=info)
+    picture().save(tmp_path / "plain.png")
+    assert b"iCCP" in (tmp_path / "a.png").read_bytes() and b"Jane" in (tmp_path / "a.png").read_bytes()
+    copy_picture(tmp_path / "a.png", tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
 def test_alpha_survives_in_webp_and_png(tmp_path):

@@ -127,6 +127,26 @@ def test_llama_factory_gets_its_table_of_contents_and_the_folder_is_read(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("mode", "plain", "reasoned"),
+    [
+        ("think", "<think></think><answer>C</answer>", "<think>Ruler at the left.</think><answer>3.5 cm</answer>"),
+        ("no_think", "<answer>C</answer>", "<answer>3.5 cm</answer>"),
+        (
+            "think_after",
+            "<answer>C</answer><think></think>",
+            "<answer>3.5 cm</answer><think>Ruler at the left.</think>",
+        ),
+    ],
+)
+def test_llama_factory_is_shown_the_form_that_its_prompt_asks_for(tmp_path, mode, plain, reasoned):
+    first = make_store(tmp_path)
+    assert run("export-data", first, "--to", "llamafactory", "--mode", mode, "--out", tmp_path / "rows").exit_code == 0
+    rows = json.loads((tmp_path / "rows/data.json").read_text())
+    answers = [row["messages"][1]["content"] for row in rows]
+    assert (answers[0], answers[4]) == (plain, reasoned)  # c/1 has no rationale, n/1 has one
+
+
+@pytest.mark.parametrize(
     ("flags", "code", "words"), [(["--to", "trlx"], 2, "there are trl, verl"), (["--mode", "x"], 2, "")]
 )
 def test_an_unknown_format_or_mode_is_wrong_words_and_leaves_nothing(tmp_path, flags, code, words):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medrl.data.images import MAX_PIXELS, check_image, open_image, pixel_digest
+from medrl.data.images import MAX_PIXELS, check_image, open_image, pixel_digest, stored_size
 from medrl.errors import ImageError, MissingExtraError
 
 CORNERS = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], dtype=np.uint8)
@@ -149,6 +149,13 @@ def test_a_large_deep_grey_picture_is_stretched_strip_by_strip_as_in_one_piece(t
     low, high = float(values.min()), float(values.max())
     expected = np.rint((values - low) / (high - low) * 255)
     assert np.abs(np.asarray(open_image(path))[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("look", [open_image, check_image, stored_size])
+def test_a_strip_that_no_image_processor_takes_is_named_before_a_model_sees_it(tmp_path, look):
+    look(save(tmp_path / "long.png", Image.new("L", (200, 1))))
+    with pytest.raises(ImageError, match=r"longer\.png: it is 1 x 201 pixels.*200 times.*pad"):
+        look(save(tmp_path / "longer.png", Image.new("L", (1, 201))))
 
 
 def test_missing_folder_text_gif_and_many_frames_are_image_errors_that_name_the_file(tmp_path):

@@ -57,6 +57,12 @@ def test_an_answer_is_read_by_its_kind(tmp_path, suffix, row, kind, target):
     assert (kept.kind, kept.target, printed["bad"]) == (kind, target, [])
 
 
+def test_an_option_that_is_the_number_zero_is_one(tmp_path):
+    row = {"option_A": 3, "option_B": 2, "option_C": 1, "option_D": 0, "answer": "D"}
+    printed, (kept,) = imported(tmp_path, [row])
+    assert (kept.options, kept.target, printed["bad"]) == (("3", "2", "1", "0"), "D", [])
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -220,7 +220,7 @@ def test_what_is_read_can_be_stored_and_loaded(tmp_path):
     back = store.load(tmp_path / "s")
     assert info.images == 1 and counts(back) == counts(result.examples)
     assert counts(back)["question_type"] == {"Disease Diagnosis": 1, "Lesion Grading": 1}
-    assert back[0].images[0].name == "a & b (1) [x].tif"
+    assert back[0].images[0].name == "a & b (1) [x].png"
 
 
 @pytest.mark.skipif(not Path(SHARED, "QA_information").is_dir(), reason="MEDRL_OMNIMED_MINI names no OmniMedVQA folder")

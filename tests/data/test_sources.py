@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from medrl import cli_import
 from medrl.cli import app
 from medrl.data import store
+from medrl.errors import SettingsError
+from medrl.types import Example
 
 
 def picture(seed: int) -> Image.Image:
@@ -426,12 +429,58 @@ def test_folders_of_labels_become_choices_that_other_images_do_not_change(tmp_pa
     assert result.exit_code == 1 and "a choice needs two" in result.stderr
 
 
-def test_images_are_linked_by_default_and_copied_when_asked(tmp_path):
+def test_images_that_keep_their_names_are_linked_to_and_copied_when_asked(tmp_path):
     save(tmp_path / "a.png")
     save(tmp_path / "b.png", 1)
     path = write_json(tmp_path / "t.json", GERMAN)
-    flags = [*MAP, "--salt", tmp_path / "salt"]
+    flags = [*MAP, "--salt", tmp_path / "salt", "--names", "keep"]
     imported(tmp_path / "linked", "table", path, *flags)
     imported(tmp_path / "copied", "table", path, *flags, "--copy")
     assert (tmp_path / "linked/images").is_symlink() and not (tmp_path / "copied/images").is_symlink()
     assert store.read_info(tmp_path / "linked").fingerprint == store.read_info(tmp_path / "copied").fingerprint
+
+
+def everything_written(store: Path) -> str:
+    """Names, rows and bytes of a store."""
+    rows = repr(pyarrow.parquet.read_table(store / "data.parquet").to_pylist())
+    files = [path for path in store.rglob("*") if path.is_file()]
+    return rows + "".join(f"{path}{path.read_bytes().decode('latin-1')}" for path in files)
+
+
+def test_names_of_folders_and_files_reach_no_store_of_ones_own_pictures(tmp_path):
+    for label, number in (("cyst", 1), ("mass", 2)):
+        save(tmp_path / f"ward/{label}/DOE_JOHN/DOE-{number}.png", number)
+    shutil.copy(tmp_path / "ward/mass/DOE_JOHN/DOE-2.png", tmp_path / "ward/mass/DOE_JOHN/DOE-3.PNG")
+    rows = [{"image": f"{label}/DOE_JOHN/DOE-{n}.png", "question": "?", "answer": "yes", "patient": "DOE_JOHN"}
+            for label, n in (("cyst", 1), ("mass", 2))]  # fmt: skip
+    table, salt = write_json(tmp_path / "t.json", rows), ["--salt", tmp_path / "salt"]
+    _, of_folder = imported(tmp_path / "f", "folder", tmp_path / "ward")
+    _, of_table = imported(tmp_path / "t", "table", table, "--images", tmp_path / "ward", *salt)
+    assert len(of_folder) == 3 and len({row.id for row in of_folder}) == 3  # two with the same bytes
+    assert len(of_table) == 2 and len({row.patient for row in of_table}) == 1
+    for name in ("f", "t"):
+        assert "DOE" not in everything_written(tmp_path / name)
+    _, again = imported(tmp_path / "again", "folder", tmp_path / "ward")
+    assert [row.id for row in again] == [row.id for row in of_folder]
+    _, kept = imported(tmp_path / "kept", "folder", tmp_path / "ward", "--names", "keep")
+    assert kept[0].id == "cyst/DOE_JOHN/DOE-1.png" and (tmp_path / "kept/images").is_symlink()
+
+
+def test_names_made_of_digests_do_not_go_with_a_link(tmp_path):
+    row = Example(id="1", source="s", images=(save(tmp_path / "a.png"),), question="?", options=("a", "b"), target="A")
+    with pytest.raises(SettingsError, match="copy=True"):
+        store.write_store(tmp_path / "s", [row], source="s", license="l", copy=False, names="digest")
+
+
+def test_pictures_that_differ_in_their_suffix_alone_are_redrawn_as_two(tmp_path):
+    paths = ["a/1.png", "a/1.jpg", "b/1.png"]
+    for number, path in enumerate(paths):
+        save(tmp_path / path, number)
+    rows = [{"image": path, "question": "?", "answer": "yes"} for path in [*paths, "a/1.png"]]
+    table = write_json(tmp_path / "t.json", rows)
+    for names in ("keep", "digest"):
+        _, kept = imported(tmp_path / names, "table", table, "--square", 8, "--names", names)
+        assert len({row.images[0].read_bytes() for row in kept}) == 3 and kept[0].images == kept[3].images
+        drawn = [np.asarray(Image.open(row.images[0])) for row in kept]
+        assert all(np.array_equal(one, np.asarray(Image.open(tmp_path / path).resize((8, 8))))
+                   for one, path in zip(drawn, paths, strict=False))  # fmt: skip

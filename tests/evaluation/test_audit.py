@@ -93,7 +93,11 @@ def test_right_answers_that_the_reward_rejects_are_counted(clean):
 
     found = audit(clean[:16], clean[16:], weighted((1.0, never_b)))
     assert found.gold_rejected == [e.id for e in clean[16:] if e.target == "B"]
-    assert "gold_rejected is 12 of 8 test examples" not in found.reasons(["images_exact"])
+    n = len(found.gold_rejected)
+    assert found.reasons(["gold_rejected"]) == [
+        f"gold_rejected is 12 of 24 examples ({n} of test, {12 - n} of training)"
+    ]
+    assert found.reasons(["gold_rejected>49%"]) and not found.reasons(["gold_rejected>50%"])
     assert found.reasons(["gold_rejected>11"]) and not found.reasons(["gold_rejected>12"])
 
 

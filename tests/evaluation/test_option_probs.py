@@ -13,6 +13,7 @@ from medrl.evaluation.evaluate import evaluate
 from medrl.evaluation.option_probs import answer_place, option_probs, split_before
 from medrl.policy.naive import naive_logprobs
 from medrl.rewards.parse import parse_answer
+from medrl.rollout.scheduler import Finished
 from medrl.types import Completion, Mode
 
 TEXTS: tuple[tuple[str, Mode], ...] = (
@@ -174,7 +175,15 @@ def test_kept_tokens_and_opening_are_the_text_before_the_answer(policy, reasonin
 def test_records_keep_them_unless_they_are_not_asked_for(policy, asked, found, tmp_path, monkeypatch):
     examples, prompts, written = asked
     by_id = {example.id: answer for example, answer in zip(examples, written, strict=True)}
-    monkeypatch.setattr(answer, "generate", lambda policy, prompts, *_, **__: [[by_id[p.id]] for p in prompts])
+
+    def complete(policy, prompts, *_, encode, **__):
+        ready = zip(prompts, encode(range(len(prompts))), strict=True)
+        yield [
+            Finished(number=number, encoded=one, completions=[by_id[prompt.id]])
+            for number, (prompt, one) in enumerate(ready)
+        ]
+
+    monkeypatch.setattr(answer, "complete", complete)
     monkeypatch.setattr(module, "make_prompt", lambda example, *_: prompts[examples.index(example)])
     options = {"max_new_tokens": 8, "quiet": True}
     evaluation = evaluate(policy, examples, out=tmp_path / "with", batch_size=4, **options)

@@ -1,7 +1,7 @@
 """Makes a golden checkpoint: python make_golden.py FOLDER weights|adapters
 
-A release adds one per kind under golden/VERSION/ and never changes those of releases before it (test_golden.py). Random
-weights, a width of 16, and a run that was killed after two of its four steps.
+A version whose checkpoints differ adds one per kind under golden/VERSION/ and never changes the earlier ones
+(test_golden.py). Random weights, a width of 16, and a run that was killed after two of its four steps.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Checkpoints of every release load for ever. What golden/ holds is never changed, only added to (make_golden.py)."""
+"""Checkpoints of earlier development versions load for ever.
+
+What golden/ holds is never changed, only added to (make_golden.py).
+"""
 
 import json
 import shutil
@@ -22,7 +25,7 @@ def test_there_is_one_of_each_kind():
 
 
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
-def test_a_checkpoint_of_a_release_verifies_loads_and_trains_on(folder, tmp_path):
+def test_a_checkpoint_of_an_earlier_version_verifies_loads_and_trains_on(folder, tmp_path):
     place = tmp_path / "golden"
     shutil.copytree(folder, place)
     expected = json.loads((place / "expected.json").read_text())

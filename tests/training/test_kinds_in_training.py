@@ -9,7 +9,7 @@ from medrl.sft import SFT
 from medrl.training.curriculum import count_right
 from medrl.training.methods import check_demonstrations, keep_best
 from medrl.training.metrics import rollout_rows
-from medrl.training.monitors import implied, letter_counts, pass_at_k, step_monitors
+from medrl.training.monitors import implied, letter_counts, pass_rates, step_monitors
 from medrl.training.recipe import run_recipe
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
@@ -54,7 +54,7 @@ def test_right_is_what_the_kind_calls_right(kind):
     assert keep_best(group, "all") == kept
     assert sum(keep_best(group, "best")) == 1 and keep_best(group, "best")[0] == 1  # equal rewards: the shortest
     assert count_right(group) == len(right)
-    assert pass_at_k(Groups((group,)))[1] == pytest.approx(len(right) / len(kept))
+    assert pass_rates(Groups((group,)))[1] == pytest.approx(len(right) / len(kept))
     rows = rollout_rows(0, Groups((group,)), [[0.0] * len(kept)])
     assert [row["right"] for row in rows] == [bool(one) for one in kept]
     lengths = step_monitors(Groups((group,)))

@@ -125,6 +125,12 @@ def test_a_run_is_resumed_with_settings_that_change_no_result_and_others_are_nam
     assert not [name for name in ("save_every", "micro_batch", "checkpoint_activations") if name in words]
 
 
+def test_a_run_may_be_resumed_where_the_same_data_lie_elsewhere(recipe, store, tmp_path):
+    run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    moved = store.rename(tmp_path / "moved")
+    run_recipe(recipe, [f"data.train={moved}"], out=tmp_path / "run", resume="must", quiet=True)
+
+
 def test_filters_and_limit_keep_the_rows_in_order(examples):
     def kept(**filters) -> list[str]:
         return [example.id for example in select(examples, Data(train=Path("store"), **filters))]

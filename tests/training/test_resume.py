@@ -321,6 +321,31 @@ def test_every_setting_that_may_change_is_one_of_a_recipe():
         assert not field or field in {"policy": PolicySettings, "training": Training}[section].model_fields
 
 
+def test_what_changes_no_number_may_change_on_resume(whole, model_folder, examples, lively, small, tmp_path):
+    options = {"out": tmp_path / "run", "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(Policy.load(model_folder), examples, Interrupted(lively, 17), OBJECTIVE, settings=small, **options)
+    other = small.model_copy(update={"keep_checkpoints": 1, "data_workers": 1, "save_every": small.save_every + 1})
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, settings=other, **options, resume="must")
+    assert len(list(run.checkpoints.iterdir())) == 1
+    assert (run.path / "rollouts.jsonl").read_bytes() == (whole[0].path / "rollouts.jsonl").read_bytes()
+    assert run.recipe == whole[0].recipe  # what it was started with
+
+
+def test_another_model_under_the_same_name_is_refused(whole, model_folder, examples, lively, small, tmp_path):
+    """Its weights are those of the checkpoint, but the KL would be to another start."""
+    run, _ = whole
+    shutil.copytree(run.path, tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    other = Policy.load(model_folder)
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    options = {"out": tmp_path / "run", "settings": small, "resume": "must", "quiet": True}
+    with pytest.raises(RunError, match=r"the model is not the one that .* was started with"):
+        train(other, examples, lively, OBJECTIVE, **options)
+    assert files_of(tmp_path / "run") == before
+
+
 def test_resuming_a_finished_run_changes_nothing_but_gives_its_weights(whole, model_folder, examples, lively, small):
     run, weights = whole
     before = files_of(run.path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrl.training.monitors import implied, letter_counts, letter_excess, pass_at_k, step_monitors, tags_off
+from medrl.training.monitors import implied, letter_counts, letter_excess, pass_rates, step_monitors, tags_off
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 OPTIONS = ("CT", "MRI", "No fracture", "Fracture")
@@ -98,8 +98,8 @@ def test_the_monitors_of_a_step_by_hand():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
-def test_pass_at_k_is_the_share_of_all_draws_of_k_with_a_right_one(right):
-    found = pass_at_k(Groups((group(["A" if r else "B" for r in right]),)))
+def test_pass_rates_is_the_share_of_all_draws_of_k_with_a_right_one(right):
+    found = pass_rates(Groups((group(["A" if r else "B" for r in right]),)))
     for k, value in found.items():
         draws = [any(draw) for draw in combinations(right, k)]
         assert value == pytest.approx(sum(draws) / len(draws))

@@ -58,6 +58,7 @@ def test_tensorboard_reads_what_was_measured_and_a_step_taken_again_once(run):
     assert b"anna" not in everything_below(run.path / "trackers")
 
 
+@pytest.mark.interop
 def test_mlflow_reads_what_was_measured_and_a_resumed_run_goes_on_in_its_place(run, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -89,6 +90,7 @@ def records_of(log: bytes) -> list[bytes]:
     return records
 
 
+@pytest.mark.interop
 def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -128,6 +130,7 @@ def test_runs_in_folders_of_the_same_name_are_two_and_a_resumed_one_is_one(run, 
     assert Run.open(run.path).provenance["tracker_id"] == ours
 
 
+@pytest.mark.interop
 def test_wandb_resumes_a_run_by_its_own_id(run, monkeypatch):
     pytest.importorskip("wandb")
     asked = []
@@ -152,6 +155,7 @@ def test_a_model_of_the_hub_is_named_and_no_path_or_address_is(tmp_path, monkeyp
     assert told({**settings, "training": {"template": "a/b"}}) == {"rollout/server": "vllm", "training/template": "a/b"}
 
 
+@pytest.mark.interop
 def test_trackio_keeps_what_was_measured(run):
     pytest.importorskip("trackio")
     code = (

@@ -1,8 +1,8 @@
 """What a training run takes of a GPU's memory, part by part, from the shapes of its model and of its steps.
 
 Weights, gradients and moments are exact. Activations go with the outputs of the matrices, times a factor that was
-measured once for eager layers; kernels' workspaces and what is lost between tensors come on top, so a share is kept
-free.
+measured once for eager layers, with a prototype of this engine; kernels' workspaces and what is lost between tensors
+come on top, so a share is kept free.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +13,9 @@ from medrl.bench.models import Size
 KEPT_FREE = 0.1
 """Share of the card that is not planned with: CUDA's context, workspaces, fragments."""
 COPIES = 2.5
-"""Values kept for the backward pass per output of a matrix: 3.3 MB a token and 1.9 MB a patch were measured for
-Qwen2-VL-2B in bfloat16 on one H100, over 23,040 and 11,520 outputs in each of 28 and 32 layers."""
+"""Values kept for the backward pass per output of a matrix: 3.3 MB a token and 1.9 MB a patch, over 23,040 and 11,520
+outputs in each of 28 and 32 layers. Measured with a prototype of this engine (Qwen2-VL-2B's architecture, random
+bfloat16 weights, eager layers, one H100, torch 2.11, transformers 5.17); this engine has not run on a GPU yet."""
 DRAWN_BYTES = 32
 """Per row and word of the vocabulary while a token is drawn: logits, log-softmax in float32, sums in float64."""
 LORA_SHARE = 0.01

@@ -1,13 +1,14 @@
 """Copies of pictures without what was written beside the pixels: EXIF, XMP, IPTC, comments, text, trailers.
 
 Names, dates and places of patients travel there. JPEG, PNG and WebP keep their compressed pixels bit for bit: segments
-and chunks are kept by allow-list, and of the EXIF only the orientation. TIFF with more than structural tags, DICOM and
-NIfTI are written anew as PNG, as ``open_image`` reads them.
+and chunks are kept by allow-list, and of the EXIF only the orientation. Every other format (TIFF, BMP, DICOM, NIfTI) is
+written anew as PNG, as ``open_image`` reads it.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -19,14 +20,15 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
 _WEBP_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 _WEBP_EXIF, _WEBP_ALPHA = 0x08, 0x10
-_TIFF = (b"II*\0", b"MM\0*")
-_TIFF_TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 283, 284, 296, 317, 320, 338, 339}
-"""Size, depth, compression, photometric, orientation, strips, samples, resolution, planes, predictor, palette."""
 _ORIENTATION = 0x0112
 _EXIF_HEAD = b"Exif\0\0"
 _SOI, _EOI, _SOS, _APP0, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
 _JPEG_BARE = {0x01, *range(0xD0, 0xD8)}
 """Markers without a body: TEM and the restart marks."""
+_JPEG_CODING = {*range(0xC0, 0xD0), *range(0xDA, 0xE0)} - {0xC8}
+"""Frames, scans and their tables. Others are for applications, comments or later use, and can hold anything."""
+_JFIF_BYTES, _ADOBE_BYTES = 14, 12
+"""Bodies of the two application segments that say how to read the pixels, without JFIF's thumbnail."""
 
 
 class _OddFileError(ValueError):
@@ -34,17 +36,9 @@ class _OddFileError(ValueError):
 
 
 def must_be_redrawn(path: Path) -> bool:
-    """True for what a copy keeps only as a new PNG: scans, and TIFF that says more than how its pixels are stored."""
-    if scan_kind(path):
-        return True
+    """True for what a copy keeps only as a new PNG: everything but JPEG, PNG and WebP."""
     with path.open("rb") as file:
-        if file.read(4) not in _TIFF:
-            return False
-    try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            return not set(getattr(image, "tag_v2", {})) <= _TIFF_TAGS
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError):
-        return False
+        return bool(scan_kind(path)) or _stripper(file.read(12)) is None
 
 
 def copy_picture(source: Path, target: Path) -> None:
@@ -53,24 +47,28 @@ def copy_picture(source: Path, target: Path) -> None:
 
 
 def picture_bytes(path: Path) -> bytes:
-    """The file at ``path`` without metadata; of a file of no known picture format, its bytes as they are.
+    """The file at ``path`` without metadata.
 
     Raises:
-        ImageError: it must be written anew and cannot be decoded.
+        ImageError: it must be written anew and cannot be decoded, or is no picture.
         OSError: reading failed.
     """
     if must_be_redrawn(path):
         return _redrawn(path)
     data = path.read_bytes()
-    strip = _strip_jpeg if data[:3] == b"\xff\xd8\xff" else _strip_png if data[:8] == _PNG else None
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        strip = _strip_webp
-    if strip is None:
-        return data
+    strip = _stripper(data[:12])
+    assert strip
     try:
         return strip(data, _orientation(path))
     except (_OddFileError, struct.error):
         return _redrawn(path)
+
+
+def _stripper(head: bytes) -> Callable[[bytes, bytes], bytes] | None:
+    """What takes the words out of a file that begins with ``head``; None where nothing does."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _strip_webp
+    return _strip_jpeg if head[:3] == b"\xff\xd8\xff" else _strip_png if head[:8] == _PNG else None
 
 
 def _redrawn(path: Path) -> bytes:
@@ -112,10 +110,12 @@ def _strip_jpeg(data: bytes, exif: bytes) -> bytes:
             continue
         length = 2 + struct.unpack_from(">H", data, place + 2)[0]
         segment = data[place : place + length]
-        application = _APP0 <= marker <= 0xEF
-        kept = (marker == _APP0 and segment[4:9] == b"JFIF\0") or (marker == _ADOBE and segment[4:9] == b"Adobe")
-        if kept or not (application or marker == 0xFE):
+        if marker in _JPEG_CODING:
             out += segment
+        elif marker == _APP0 and segment[4:9] == b"JFIF\0" and length >= 4 + _JFIF_BYTES:
+            out += segment[:2] + struct.pack(">H", 2 + _JFIF_BYTES) + segment[4:16] + b"\0\0"
+        elif marker == _ADOBE and segment[4:9] == b"Adobe" and length >= 4 + _ADOBE_BYTES:
+            out += segment[:2] + struct.pack(">H", 2 + _ADOBE_BYTES) + segment[4:16]
         place += length
         if marker == _SOS:
             end = _end_of_scan(data, place)

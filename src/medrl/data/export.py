@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data.clean import copy_picture, picture_bytes
-from medrl.data.prompts import make_prompt
+from medrl.data.prompts import demonstration, make_prompt
 from medrl.data.store import load, read_info
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example, Mode
 
-_SUFFIX_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp", ".bmp": "bmp"}
 _MARK = "<image>"
 _BATCH_ROWS = 64
 
@@ -157,12 +156,13 @@ def _swift(asked: list[Asked], out: Path) -> None:
 
 
 def _llamafactory(asked: list[Asked], out: Path) -> None:
-    """JSON: messages with an assistant's turn, ``images``; and ``dataset_info.json``. LLaMA-Factory's data/README."""
+    """JSON: messages with an assistant's turn in the mode's form, ``images``; ``dataset_info.json``. LLaMA-Factory's
+    data/README."""
     rows = [
         {
             "messages": [
                 {"role": "user", "content": x.marked},
-                {"role": "assistant", "content": f"<answer>{x.example.target}</answer>"},
+                {"role": "assistant", "content": demonstration(x.example, x.mode, rationale=True)},
             ],
             "images": x.names,
             "medrl": x.own,
@@ -201,8 +201,9 @@ FORMATS: dict[str, Callable[[list[Asked], Path], None]] = {
 
 
 def _data_uri(path: Path) -> str:
-    kind = _SUFFIX_TYPES.get(path.suffix.lower(), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(picture_bytes(path)).decode()}"
+    content = picture_bytes(path)  # JPEG, PNG or WebP, whatever the file was and is called
+    kind = "jpeg" if content.startswith(b"\xff\xd8") else "webp" if content.startswith(b"RIFF") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _bytes(item: Asked) -> list[dict[str, Any]]:

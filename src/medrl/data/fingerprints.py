@@ -72,11 +72,6 @@ def fingerprint_images(paths: Iterable[Path], *, cache: Path | None = None, quie
     return {path: np.frombuffer(found[path], RECORD)[0] for path in wanted}
 
 
-def picture_keys(records: dict[Path, np.void]) -> dict[Path, bytes]:
-    """Path -> digest of the decoded pixels: equal for equal pictures in different files."""
-    return {path: record["digest"].tobytes() for path, record in records.items()}
-
-
 def describe_picture(image: Image.Image) -> bytes:
     """The ``RECORD`` of one RGB picture, as bytes."""
     record = np.zeros((), RECORD)

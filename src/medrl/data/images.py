@@ -3,7 +3,8 @@
 Rules, in this order:
 
 * formats: PNG, JPEG, TIFF, WebP, BMP, by content and not by suffix, one frame; DICOM and NIfTI as ``scan_dicom.py`` and
-  ``scan_nifti.py`` say; at most ``MAX_PIXELS``, checked before decoding;
+  ``scan_nifti.py`` say; at most ``MAX_PIXELS``, one side at most ``MAX_ASPECT`` times the other: checked before
+  decoding;
 * orientation: the EXIF tag is applied;
 * gray of more than 8 bits (16-bit, 32-bit, float): linear from the picture's own minimum..maximum to 0..255; a constant
   picture is black; TIFF's white-is-zero is turned. Absolute values (Hounsfield units) are lost: give those as DICOM;
@@ -28,6 +29,8 @@ __all__ = ["FORMATS", "MAX_PIXELS", "View", "check_image", "open_image", "open_s
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 DEFAULT_VIEW = View()
+MAX_ASPECT = 200
+"""Long side by short side. Image processors of the Qwen2-VL family (``smart_resize``) take nothing longer."""
 
 _DEEP_GRAY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _WHITE_IS_ZERO = 0
@@ -145,6 +148,11 @@ def _check_frame(path: Path, image: Image.Image) -> None:
     """Size and number of frames, from the header alone."""
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        reason = (
+            f"it is {image.width} x {image.height} pixels, and one side may be {MAX_ASPECT} times the other at most"
+        )
+        raise ImageError(path, reason, "crop it, or pad its short side")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format in FORMATS:
         reason = f"it has {frames} frames, and a picture has one"

@@ -200,6 +200,21 @@ def make_prompt(example: Example, mode: Mode = "think", template: str | None = N
     return Prompt(id=example.id, text=text, images=example.images, mode=mode)
 
 
+ANSWER_FORMS: dict[Mode, str] = {
+    "think": "<think>{rationale}</think><answer>{target}</answer>",
+    "no_think": "<answer>{target}</answer>",
+    "think_after": "<answer>{target}</answer><think>{rationale}</think>",
+}
+"""The completion that each mode asks for."""
+
+
+def demonstration(example: Example, mode: Mode, *, rationale: bool) -> str:
+    """The right answer of ``example`` in the form of ``mode``, with its rationale or with an empty reasoning block."""
+    # A tag in the data's own text would end the block that it stands in.
+    reasoning = neutralize((example.rationale or "").strip()) if rationale else ""
+    return ANSWER_FORMS[mode].format(target=example.target, rationale=reasoning)
+
+
 def find_template(mode: Mode, name: str | None = None) -> Template:
     """The template called ``name``, or the default of ``mode``; SettingsError when it is unknown or does not fit."""
     if mode not in MODES:

@@ -1,7 +1,7 @@
 """A data set on disk <-> Examples. A store is a folder:
 
 data.parquet   one row per example, the columns of ``Example``; ``datasets.load_dataset("parquet", ...)`` reads it
-images/        each image once, under a readable name and without metadata; or a link to the folder where they lie;
+images/        each image once, under its own name or a digest's, without metadata; or a link to where they lie;
                ``images`` in the rows are paths relative to the store
 store.json     where it came from, under which license, counts, and a fingerprint over every field and byte
 """
@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data import verified
-from medrl.data.store_images import check_space, copy_images, digest_file, link_images, name_images, names_in_place
+from medrl.data.store_images import (
+    Names,
+    check_space,
+    copy_images,
+    digest_file,
+    link_images,
+    name_images,
+    names_in_place,
+)
 from medrl.data.store_rows import FORMAT_VERSION, WHAT_A_STORE_IS, check_examples, fingerprint_of, read_rows, write_rows
-from medrl.errors import DataError
+from medrl.errors import DataError, SettingsError
 from medrl.types import Example
 
 _FIRST_STORES = 8
@@ -56,6 +64,7 @@ def write_store(
     citation: str = "",
     extra: dict[str, Any] | None = None,
     copy: bool = True,
+    names: Names = "keep",
 ) -> StoreInfo:
     """Write ``examples`` and their images as a new store at ``out``.
 
@@ -68,22 +77,26 @@ def write_store(
         extra: more facts for store.json; must be JSON.
         copy: write the images into the store, without their metadata; False leaves them where they are, and makes
             ``images/`` a link to the folder they share.
+        names: ``digest`` calls images after their bytes, where their own names or folders may be a patient's.
 
     Raises:
+        SettingsError: ``digest`` without ``copy``: a folder that is linked to has the names it has.
         DataError: ``out`` is taken, an example is malformed, an image is missing, or the disk is too small.
     """
     out, rows = Path(out), list(examples)
     check_vacant(out)
     check_examples(rows)
-    names = name_images(rows) if copy else names_in_place(rows)
+    if names == "digest" and not copy:
+        raise SettingsError("names='digest' goes with copy=True: a folder that is linked to has the names it has")
+    name_of = name_images(rows, names) if copy else names_in_place(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     if copy:
-        check_space(out.parent, names)
+        check_space(out.parent, name_of)
     draft = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         draft.mkdir()
-        digests = copy_images(names, draft) if copy else link_images(names, draft)
-        stored = [replace(row, images=tuple(Path(names[image]) for image in row.images)) for row in rows]
+        digests = copy_images(name_of, draft) if copy else link_images(name_of, draft)
+        stored = [replace(row, images=tuple(Path(name_of[image]) for image in row.images)) for row in rows]
         write_rows(draft / "data.parquet", stored)
         totals = counts(stored)
         info = StoreInfo(

@@ -7,18 +7,24 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from medrl.data.paths import safe_path
 from medrl.errors import DataError
 from medrl.types import Example
 
+Names = Literal["keep", "digest"]
+"""What images are called in a store: after their own path below the folder they share, or after their bytes."""
+
 _SPARE_BYTES = 64 * 2**20
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of what is copied as it is."""
 
 
-def name_images(rows: Sequence[Example]) -> dict[Path, str]:
+def name_images(rows: Sequence[Example], wanted: Names = "keep") -> dict[Path, str]:
     """Path of each image -> its name in the store, ``images/...``; a file met under two paths gets one name.
 
-    A scan is called by a digest of its bytes: its own name, and its folder's, may be a patient's.
+    A scan is always called by a digest of its bytes: its own name, and its folder's, may be a patient's.
     """
     from medrl.data.clean import must_be_redrawn
     from medrl.data.scan_files import scan_kind
@@ -34,8 +40,12 @@ def name_images(rows: Sequence[Example]) -> dict[Path, str]:
             name = "/".join(map(_safe_part, path.parts[depth:]))
             if scan_kind(path):
                 name = f"scan-{digest_file(path)[:16]}.png"
-            elif must_be_redrawn(path):
-                name = str(PurePosixPath(name).with_suffix(".png"))
+            else:
+                if wanted == "digest":
+                    suffix = path.suffix.lower()
+                    name = f"image-{digest_file(path)[:16]}{suffix if suffix in _SUFFIXES else ''}"
+                if must_be_redrawn(path):
+                    name = str(PurePosixPath(name).with_suffix(".png"))
             name_of_file[file] = _free_name(name, taken)
         names[image] = name_of_file[file]
     return names

@@ -87,17 +87,17 @@ class Audit:
             raise UnfitError("unfit: " + "; ".join(reasons))
 
     def _break(self, name: str, limit: float, percent: bool) -> str:
-        counts = {
-            **self.overlap,
-            "gold_rejected": len(self.gold_rejected) + len(self.gold_rejected_train),
-        }
-        if name in counts:
-            number = counts[name]
-            share = number / self.n_test
-            broken = 100 * share > limit if percent else number > limit
-            return f"{name} is {number} of {self.n_test} test examples" * broken
-        share = self.blind_solvable_share if name == "blind_solvable_share" else self.blind[name].value or 0.0
-        return f"{name} is {100 * share:.1f} %" * (share > (limit / 100 if percent else limit))
+        if name == "gold_rejected":
+            # Either side can spoil a study: the reward trains on the one and grades the other.
+            number, of = len(self.gold_rejected) + len(self.gold_rejected_train), self.n_test + self.n_train
+            what = f"examples ({len(self.gold_rejected)} of test, {len(self.gold_rejected_train)} of training)"
+        elif name in FLAGS:
+            number, of, what = self.overlap[name], self.n_test, "test examples"
+        else:
+            share = self.blind_solvable_share if name == "blind_solvable_share" else self.blind[name].value or 0.0
+            return f"{name} is {100 * share:.1f} %" * (share > (limit / 100 if percent else limit))
+        broken = 100 * number / of > limit if percent else number > limit
+        return f"{name} is {number} of {of} {what}" * broken
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: what ``medrl audit --json`` writes."""

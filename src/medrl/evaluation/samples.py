@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from math import comb
 from typing import Any
 
 from medrl.evaluation.intervals import clustered_bootstrap
+from medrl.rewards.pass_at_k import pass_at_k
 from medrl.types import EvalRecord, Sample, image_cluster
 
 
@@ -20,16 +20,6 @@ def majority(samples: Sequence[Sample]) -> Sample:
     counts = Counter(answers)
     elected = max(dict.fromkeys(answers), key=lambda answer: counts[answer])
     return next(s for s in samples if s.answer is not None and s.answer.casefold() == elected)
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Share of all draws of ``k`` out of ``n`` samples that hold at least one of the ``right`` ones.
-
-    Unbiased for the probability that k samples hold a right one. Source: Chen et al. 2021, arXiv 2107.03374, eq. 1.
-    """
-    if not 0 <= right <= n or not 1 <= k <= n:
-        raise ValueError(f"{k} drawn from {n} samples of which {right} are right: needs 0 <= right <= n, 1 <= k <= n")
-    return 1.0 - comb(n - right, k) / comb(n, k)
 
 
 def summarize_samples(records: Sequence[EvalRecord]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class EvalSettings(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     seed: int = 0
-    """Of the draws; greedy answers draw nothing."""
+    """Sampling seed; unused in greedy decoding."""
 
     @model_validator(mode="after")
     def _several_are_drawn(self) -> "EvalSettings":

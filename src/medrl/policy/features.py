@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class FrozenFeatures:
-    """Remembers the features of an image for as long as somebody holds its pixels, and the tower does not change."""
+    """Caches image features until the pixel tensor is freed or the vision weights change."""
 
     def __init__(self) -> None:
         self._known: Any = WeakTensorKeyDictionary()  # by identity: equal pixels of two prompts are two entries

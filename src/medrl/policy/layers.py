@@ -1,4 +1,4 @@
-"""What may be done to layers for memory or speed without a change in any number: recompute, compile, keep elsewhere."""
+"""Layer transforms that save memory or time without changing results (beyond rounding): recompute, compile, offload."""
 
 import logging
 import os
@@ -103,7 +103,7 @@ def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> No
     """Fuse what surrounds the matrix products of each layer, for any number of tokens.
 
     One compilation serves all layers: they run the same code on other weights. Attention is cut out (``BY_ITSELF``):
-    it has kernels of its own. Passes that leave a cache behind, of prompts before they are completed, are not compiled.
+    it has kernels of its own. Prefill passes, which write a cache, are not compiled.
     """
     compiled: Any = torch.compile(type(layers[0]).forward, dynamic=True, backend=backend)
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: few weights to train, and a reference for nothing, the same model without them.
+"""LoRA through peft: few trainable weights; the reference is the same model with adapters disabled.
 
 Source: Hu et al. 2021, arXiv 2106.09685.
 """

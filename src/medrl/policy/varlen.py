@@ -302,7 +302,7 @@ def _cuda_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, asked: Spans, keys: Spans, scale: float,
     *, causal: bool,
 ) -> Grads:  # fmt: skip
-    nothing = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that there is none of
+    nothing = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout RNG state, unused: dropout is 0
     found = aten._flash_attention_backward(
         *(x.transpose(0, 1).contiguous() for x in (grad, q, k, v, out)), lse.contiguous(),
         asked.ends, keys.ends, asked.longest, keys.longest, 0.0, causal, nothing, nothing.new_empty(0), scale=scale,

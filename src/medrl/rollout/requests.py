@@ -10,7 +10,7 @@ from medrl import stopping
 from medrl.errors import EndpointError
 
 LOOK_UP_EVERY_S = 0.2
-"""Whoever waits for replies looks so often whether they were asked to stop."""
+"""Seconds between checks for a stop request while waiting for replies."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Work:
 
     answered: int = 0
     away: bool = False
-    """Whether nobody listened at the address for a while: a server that is back then is one that was started again."""
+    """True once a connection was refused: a server that answers later has been restarted."""
     leaving: threading.Event = field(default_factory=threading.Event)
     """Set once the call ends early: attempts that run are finished, no other is made."""
 

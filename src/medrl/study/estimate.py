@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data import store
-from medrl.runs import write_json_atomically
+from medrl.files import write_json_atomically
+from medrl.report.text import duration
 from medrl.settings import dump_settings
 from medrl.study.claims import exclusive
 from medrl.study.plan import Cell, Plan
@@ -148,7 +149,7 @@ def plan_lines(plan: Plan, found: Mapping[str, Any], states: Sequence[str]) -> l
         lines.append("time and disk: not measured yet; a run measures them first, or give --calibrate")
     else:
         lines.append(
-            f"left to do: about {_duration(found['seconds'])} for one worker, {found['bytes'] / 1e9:.2f} GB of disk "
+            f"left to do: about {duration(found['seconds'])} for one worker, {found['bytes'] / 1e9:.2f} GB of disk "
             f"({found['free_bytes'] / 1e9:.0f} GB free)"
         )
     return lines
@@ -157,14 +158,4 @@ def plan_lines(plan: Plan, found: Mapping[str, Any], states: Sequence[str]) -> l
 def time_left(plan: Plan, out: Path, measured: Mapping[str, Any] | None) -> str:
     """What follows a cell's name while a study runs; nothing where nothing was measured."""
     seconds = estimate(plan, out, measured)["seconds"]
-    return "" if seconds is None else f", about {_duration(seconds)} left for one worker"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    return "" if seconds is None else f", about {duration(seconds)} left for one worker"

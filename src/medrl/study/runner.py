@@ -8,12 +8,14 @@ from typing import Literal
 
 from medrl import stopping
 from medrl.errors import MedrlError
-from medrl.runs import write_json_atomically
+from medrl.files import write_json_atomically
 from medrl.study.claims import EXPIRY_S, Claims
 from medrl.study.plan import Cell
 
 DONE, FAILED = "done.json", "failed.json"
 POLL_S = 1.0
+FAILURES = (MedrlError, OSError, RuntimeError)
+"""What marks a cell as failed; RuntimeError is torch's, e.g. when memory runs out."""
 
 State = Literal["done", "failed", "blocked", "waiting"]
 Work = Callable[[Cell], None]
@@ -98,15 +100,11 @@ def _take_up(
     return True
 
 
-KNOWN = (MedrlError, OSError, RuntimeError)
-"""What work may fail with. RuntimeError: torch, e.g. when memory runs out."""
-
-
 class _Marking:
     """Writes down how the work within ended, so that no worker takes up again what has failed.
 
-    A failure of a kind that is not known also ends this worker, loudly: it is a mistake in the program, or in a reward
-    or judge, and the cells that are left are done at the next start. A stop is no failure.
+    What is none of ``FAILURES`` marks the cell too, but also ends this worker, loudly: it is a mistake in the program or
+    in a judge, and the cells that are left are done at the next start. A stop is no failure.
     """
 
     def __init__(self, cell: Cell, out: Path, say: Say) -> None:
@@ -123,4 +121,4 @@ class _Marking:
             reason = f"{type(error).__name__}: {error}"
             write_json_atomically(self.folder / FAILED, {"cell": self.cell.id, "reason": reason})
             self.say(f"    failed: {reason}")
-        return isinstance(error, KNOWN)
+        return isinstance(error, FAILURES)

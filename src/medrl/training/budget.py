@@ -58,7 +58,8 @@ class Budget:
 def tokens_per_patch(policy: Scorer) -> float:
     """Activations of a patch in the vision tower over those of a token in the language model; 0 where it is frozen.
 
-    Activations go with the outputs of the matrices: 0.57 for Qwen2-VL-2B (measured: 1.9 MB and 3.3 MB, 0.58).
+    Activations go with the outputs of the matrices: 0.57 for Qwen2-VL-2B (0.58, 1.9 MB over 3.3 MB, were measured with
+    a prototype of this engine, see ``bench/memory.py``).
     """
     if policy.family.vision_frozen:
         return 0.0

@@ -133,7 +133,7 @@ def spread(items: Sequence[A], work: Callable[[list[A]], Sequence[T]]) -> list[T
 
 
 def share(items: Sequence[A]) -> Sequence[A]:
-    """What this rank does of work whose cost is not known yet: every so manieth."""
+    """This rank's share of work of unknown cost: every ``world_size``-th item."""
     return items[rank() :: world_size()]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from medrl.data.prompts import neutralize
+from medrl.data.prompts import demonstration
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.loading import check_trainable
@@ -29,12 +29,6 @@ from medrl.training.monitors import is_right
 from medrl.training.released import RELEASED, ReleasedTurns
 from medrl.training.setup import Setup
 from medrl.types import Completion, Example, Group, Groups, Mode, Reward, Rollout, Score
-
-ANSWER_FORMS: dict[Mode, str] = {
-    "think": "<think>{rationale}</think><answer>{letter}</answer>",
-    "no_think": "<answer>{letter}</answer>",
-    "think_after": "<answer>{letter}</answer><think>{rationale}</think>",
-}
 
 
 class Stateless:
@@ -192,9 +186,7 @@ def demonstrate(
 def _target_text(example: Example, mode: Mode, objective: SFT) -> str:
     if objective.emulate != "none":
         return RELEASED.format(letter=example.target)
-    # A tag in the data's own text would end the block that it stands in.
-    rationale = neutralize((example.rationale or "").strip()) if objective.rationale == "column" else ""
-    return ANSWER_FORMS[mode].format(letter=example.target, rationale=rationale)
+    return demonstration(example, mode, rationale=objective.rationale == "column")
 
 
 def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Objective) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from torch import Tensor
+
 from medrl.training.monitors import implied, is_right, step_monitors, tags_off
 from medrl.training.totals import Update
 from medrl.types import Group, Groups, relative_to
@@ -135,25 +137,49 @@ def _measured(groups: Groups, update: Update | None) -> list[list[dict[str, floa
     ]
 
 
-class Clock:
-    """Seconds of each phase of a step."""
+class Entry:
+    """What one step leaves in metrics.jsonl and rollouts.jsonl, written while it goes on.
 
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.phases: dict[str, float] = {}
+    A step that is left out has times and what ``left_out`` says, and no rollouts.
+    """
+
+    def __init__(self, step: int, root: Path | None = None) -> None:
+        self.step, self.root = step, root
+        self.rollouts: list[dict[str, Any]] = []
+        self._groups = Groups(())
+        self._numbers: dict[str, Any] = {}
+        self._start = self._last = time.monotonic()
+        self._phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
         """What has gone on since the last lap was ``phase``."""
         now = time.monotonic()
-        self.phases[phase] = now - self.last
-        self.last = now
+        self._phases[phase] = now - self._last
+        self._last = now
 
-    def times(self, groups: Groups) -> dict[str, float]:
-        """Seconds of each phase, and completion tokens per second of the whole step."""
-        total = self.last - self.start
-        tokens = sum(len(rollout.completion.token_ids) for rollout in groups.rollouts)
+    def collected(self, groups: Groups) -> Groups:
+        """These were sampled, from the last lap to now."""
+        self._groups = groups
+        self.lap("rollout")
+        return groups
+
+    def learned(self, advantages: Tensor, update: Update) -> None:
+        """The policy has moved by ``update``, which weighed what was collected by ``advantages``, (N, G)."""
+        self._numbers = step_metrics(self._groups, update)
+        self.rollouts = rollout_rows(self.step, self._groups, advantages.tolist(), update, self.root)
+
+    def left_out(self, numbers: dict[str, int]) -> None:
+        """The policy has not moved; ``numbers`` are what there is to say of that."""
+        self._numbers = numbers
+
+    def row(self) -> dict[str, Any]:
+        """The line of metrics.jsonl: the numbers, seconds of each phase, completion tokens per second of the step."""
+        total = self._last - self._start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in self._groups.rollouts)
         return {
-            **{f"time/{phase}_s": seconds for phase, seconds in self.phases.items()},
+            "step": self.step,
+            **self._numbers,
+            **{f"time/{phase}_s": seconds for phase, seconds in self._phases.items()},
             "time/step_s": total,
             "tokens_per_s": tokens / total,
         }

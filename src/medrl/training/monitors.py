@@ -5,7 +5,6 @@
 Pure functions without torch: the report reads the same figures, and the same completions, from a run folder.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from statistics import fmean
@@ -15,6 +14,7 @@ from medrl.rewards.format import BLOCKS
 from medrl.rewards.kinds import choices_in
 from medrl.rewards.kinds import is_right as answer_is_right
 from medrl.rewards.parse import Answer, find_tags
+from medrl.rewards.pass_at_k import pass_at_k
 from medrl.rewards.shaping import implied_option, reasoning_of
 from medrl.types import Completion, Example, Group, Groups, Mode, Rollout
 
@@ -38,7 +38,7 @@ def step_monitors(groups: Groups) -> dict[str, Any]:
         "target_letters": targets,
         **({"completions/mean_length_right": fmean(right)} if right else {}),
         **({"completions/mean_length_wrong": fmean(wrong)} if wrong else {}),
-        **{f"pass@{k}": value for k, value in pass_at_k(groups).items()},
+        **{f"pass@{k}": value for k, value in pass_rates(groups).items()},
     }
 
 
@@ -81,7 +81,7 @@ def letter_counts(groups: Iterable[Group]) -> tuple[dict[str, int], dict[str, in
 
 
 def letter_excess(answers: dict[str, int], targets: dict[str, int]) -> tuple[str, float] | None:
-    """The letter that is answered most beyond its due, and by which share of all answers; None without answers."""
+    """The most over-predicted letter, and its share among answers minus its share among targets; None if no answers."""
     n_answers, n_targets = sum(answers.values()), sum(targets.values())
     if not n_answers or not n_targets:
         return None
@@ -90,12 +90,9 @@ def letter_excess(answers: dict[str, int], targets: dict[str, int]) -> tuple[str
     return letter, excess[letter]
 
 
-def pass_at_k(groups: Groups) -> dict[int, float]:
-    """Chance that one of k completions of a prompt is right, for k = 1, 2, 4, ... up to the group size.
-
-    Unbiased: 1 - C(n - c, k) / C(n, k) with c right of n. Source: Chen et al., arXiv 2107.03374, eq. 1.
-    """
+def pass_rates(groups: Groups) -> dict[int, float]:
+    """Chance that one of k completions of a prompt is right, for k = 1, 2, 4, ... up to the group size."""
     sizes = [len(group.rollouts) for group in groups]
     right = [sum(is_right(group.example, rollout) for rollout in group.rollouts) for group in groups]
     ks = [2**power for power in range(min(sizes, default=0).bit_length())]
-    return {k: fmean(1 - math.comb(n - c, k) / math.comb(n, k) for n, c in zip(sizes, right, strict=True)) for k in ks}
+    return {k: fmean(pass_at_k(n, c, k) for n, c in zip(sizes, right, strict=True)) for k in ks}

@@ -22,11 +22,13 @@ from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
 from medrl.training.distributed import Scale, from_first, joined, world_size
 from medrl.training.settings import Training
-from medrl.training.start import Resume
+from medrl.training.start import Resume, check_hours
 from medrl.training.trackers import Tracker
 from medrl.training.train import train
 from medrl.types import Example, Kind
 
+MOMENT = 1e-9
+"""Hours that are left where loading took all there were: the run stops at its first safe point."""
 FILTERS = ("modality", "question_type", "source", "kind")
 """Columns a recipe may choose values of."""
 
@@ -105,6 +107,7 @@ def _run(
     settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
 ) -> Run:
     started = time.monotonic()
+    check_hours(max_hours)
     from_first(lambda: check_unlocked(out))  # before a model of gigabytes is loaded
     if resume == "never":
         from_first(lambda: check_vacant(out))
@@ -132,7 +135,7 @@ def _run(
         | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
-        max_hours=None if max_hours is None else max_hours - loading_hours,
+        max_hours=None if max_hours is None else max(MOMENT, max_hours - loading_hours),
         quiet=quiet,
         rollout=settings.rollout,
         scale=settings.scale,

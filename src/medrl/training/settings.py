@@ -34,7 +34,7 @@ class Training(Settings):
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What a step does whose rewards, losses or gradients are not finite: end the run, or be left out, in writing."""
+    """On non-finite rewards, losses or gradients: stop the run, or skip the step and log it to quarantine.jsonl."""
     max_skips: int = Field(default=3, ge=1)
     """Steps that may be left out in the whole run; the next one ends it."""
     seed: int = 42

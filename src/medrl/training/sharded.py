@@ -29,9 +29,9 @@ from medrl.types import Prompt
 
 
 class Sharded:
-    """What an update takes in the policy's place: the same model, its weights in pieces.
+    """FSDP2 stand-in for the policy in updates.
 
-    Every pass is a meeting of all ranks: none may leave one out, or stop in the middle.
+    Every pass is a collective: all ranks must make the same number.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -100,7 +100,7 @@ class Sharded:
 
 
 class _Pass(nn.Module):
-    """A whole scoring pass as one forward, between whose ends the weights outside of layers are gathered."""
+    """Wraps scoring in one forward, so that FSDP keeps the root parameters gathered throughout."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()

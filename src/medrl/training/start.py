@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.files import remove_torn
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
-from medrl.runs import Run, check_vacant, is_run, locked, remove_torn
+from medrl.runs import Run, check_vacant, is_run, locked
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
@@ -32,6 +33,7 @@ MAY_CHANGE = (
     "scale",
     "trackers",
     "rollout",
+    "data.train",  # what lies there must be the same, by its fingerprint
     "policy.checkpoint_activations",
     "training.data_workers",
     "training.keep_checkpoints",
@@ -42,11 +44,22 @@ MAY_CHANGE = (
 others."""
 WHY_NOT = {"training.steps": "the learning rate falls over them"}
 """Why a setting that looks harmless may not change."""
+MUST_BE_THE_SAME = {
+    "data_fingerprint": "the training data are not those that {out} was started with",
+    "model_fingerprint": "the model is not the one that {out} was started with (from Python: load it anew)",
+}
+"""Facts of a run's provenance, and what it means when they differ."""
 UNSET = "not set"
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
 WRONG_ASKED = 100
 """Examples of which a wrong answer is graded too; a warning needs no more."""
+
+
+def check_hours(max_hours: float | None) -> None:
+    """Raise ``SettingsError`` for a time in which nothing can be trained."""
+    if max_hours is not None and not max_hours > 0:
+        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
@@ -126,11 +139,12 @@ def open_run(
             f"with ({out / 'recipe.yaml'}), or choose another --out"
         )
     _check_reward_files(run, provenance)
-    if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
-        raise RunError(
-            f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
-            "those, or choose another --out"
-        )
+    for fact, meaning in MUST_BE_THE_SAME.items():
+        if fact in run.provenance and run.provenance[fact] != provenance.get(fact):
+            raise RunError(
+                f"{meaning.format(out=out)}: their fingerprints differ. Resume it with what it was started with, or "
+                "choose another --out"
+            )
     return run
 
 

@@ -163,7 +163,7 @@ def _accumulate_together(
     *,
     may_stop: bool,
 ) -> tuple[Totals, list[MicroBatch]]:
-    """The same where every pass is a meeting of all ranks: as many everywhere, and nobody leaves before the last."""
+    """The same under FSDP: every rank makes the same number of passes."""
     micro_batches: list[MicroBatch] = []
 
     def begin() -> int:

@@ -3,12 +3,15 @@
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
+from medrl.data.scan_files import scan_kind
+from medrl.data.store_images import Names, digest_file
 from medrl.errors import DataError, SettingsError
 from medrl.types import LETTERS, Example
 
@@ -25,6 +28,7 @@ def read_folder(
     question_type: str = "unknown",
     n_options: int = 4,
     seed: int = 0,
+    ids: Names = "keep",
     quiet: bool = True,
 ) -> ImportResult:
     """One question per image under ``root/<label>/``, at any depth; blanks for ``_`` in the label.
@@ -35,6 +39,7 @@ def read_folder(
     Args:
         questions: wordings; ``{modality}`` in them is filled in.
         n_options: at most this many, the right one included.
+        ids: an id is the image's path below ``root``, or ``digest``: its label and a digest of its bytes.
 
     Raises:
         DataError: there are fewer than two labels with images.
@@ -50,6 +55,7 @@ def read_folder(
             f"{root} has {len(files)} sub-folders with images, and a choice needs two: {root}/LABEL/IMAGE.png"
         )
     names = {name: " ".join(name.replace("_", " ").split()) for name in files}
+    copies: Counter[str] = Counter()
 
     def convert(row: Row) -> Example:
         label, file = row.value
@@ -60,10 +66,17 @@ def read_folder(
             raise RowError("there is no other label")
         options = [names[label], *draw.sample(wrong, min(len(wrong), n_options - 1))]
         draw.shuffle(options)
+        images = pictures.find(relative)
+        # The name of a scan may be a patient's; that of its picture is a digest.
+        id = f"{label}/{images[0].stem}" if scan_kind(file) else relative
+        if ids == "digest":
+            id = f"{label}/{digest_file(file)[:16]}"
+            copies[id] += 1
+            id += f"-{copies[id]}" if copies[id] > 1 else ""
         return Example(
-            id=relative,
+            id=id,
             source=root.resolve().name,
-            images=pictures.find(relative),
+            images=images,
             question=draw.choice(list(questions)).replace("{modality}", modality),
             options=tuple(options),
             target=LETTERS[options.index(names[label])],

@@ -128,7 +128,8 @@ class Pictures:
     def _locate(self, relative: str) -> Path:
         found = next((path for path in self._candidates(relative) if path.is_file()), None)
         if found is None:
-            raise RowError(f"image {relative} does not exist")
+            named = "image" if scan_kind(Path(relative)) else f"image {relative}"  # a scan's name may be a patient's
+            raise RowError(f"{named} does not exist")
         return found
 
     def _candidates(self, relative: str) -> Iterator[Path]:
@@ -168,7 +169,10 @@ class Pictures:
         return tuple(self._draw(image, name) for image, name in zip(slices, names, strict=True))
 
     def _draw(self, image: Any, name: str) -> Path:
-        target = self._place(name)
+        stem, number, target = name.removesuffix(".png"), 1, self._place(name)
+        while target.exists():  # 1.jpg beside 1.png: each picture is drawn once, so what is there is another's
+            number += 1
+            target = self._place(f"{stem}-{number}.png")
         if self.square_px:
             image = image.resize((self.square_px, self.square_px))
         image.save(target, format="PNG")
