@@ -30,20 +30,11 @@ def evaluate(
     from medrl.evaluation.evaluate import evaluate as evaluate_examples
 
     facts = {"name": Path(out).name, **(facts or {})}
-    root = options.pop("root", None) or _store_of(examples)
+    root = options.pop("root", None) or _store.store_of(examples)
     if root is not None and (Path(root) / "store.json").is_file():
         info = _store.read_info(Path(root))
         facts = {"store": str(Path(root).resolve()), "store_fingerprint": info.fingerprint, **facts}
     return evaluate_examples(policy, examples, out=out, root=root, facts=facts, **options)
-
-
-def _store_of(examples: Sequence[Example]) -> Path | None:
-    """The one store that all images lie in; None when there is none."""
-    images = [image for example in examples for image in example.images]
-    found = next(
-        (folder for folder in (images[0].parents if images else ()) if (folder / "store.json").is_file()), None
-    )
-    return found if found is not None and all(image.is_relative_to(found) for image in images) else None
 
 
 def compare(
