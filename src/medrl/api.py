@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medrl.data import store as _store
+from medrl.evaluation import asked as _asked
 from medrl.evaluation import compare as _compare
 from medrl.report import page as _page
 from medrl.runs import Run, read_records
@@ -50,8 +51,9 @@ def compare(
     Names default to the evaluations' own. Raises ``RunError`` as ``medrl.evaluation.compare.compare`` does.
     """
     return _compare.compare(
-        _records(a), _records(b), cluster=cluster, a_name=a_name or _name(a, "A"), b_name=b_name or _name(b, "B")
-    )
+        _records(a), _records(b), cluster=cluster, a_name=a_name or _name(a, "A"), b_name=b_name or _name(b, "B"),
+        a_how=_how(a), b_how=_how(b),
+    )  # fmt: skip
 
 
 def write_report(what: Run | str | Path | Sequence[Run | str | Path], out: str | Path | None = None) -> Path:
@@ -65,6 +67,10 @@ def _records(given: "Evaluation | Sequence[EvalRecord] | str | Path") -> Sequenc
     if isinstance(given, str | Path):
         return read_records(Path(given))
     return given if isinstance(given, Sequence) else given.records
+
+
+def _how(given: "Evaluation | Sequence[EvalRecord] | str | Path") -> dict[str, str]:
+    return _asked.read_how(Path(given)) if isinstance(given, str | Path) else {}
 
 
 def _name(given: "Evaluation | Sequence[EvalRecord] | str | Path", default: str) -> str:
