@@ -18,7 +18,7 @@ from medrl.runs import Run
 from medrl.sft import RFT, SFT
 from medrl.training.checkpoint import list_checkpoints, load_state
 from medrl.training.curriculum import Curriculum
-from medrl.training.recipe import Recipe
+from medrl.training.recipe import Data, Recipe
 from medrl.training.settings import Training
 from medrl.training.start import MAY_CHANGE, WHY_NOT
 from medrl.training.train import train
@@ -318,7 +318,9 @@ def test_every_setting_that_may_change_is_one_of_a_recipe():
     for name in (*MAY_CHANGE, *WHY_NOT):
         section, _, field = name.partition(".")
         assert section in Recipe.model_fields
-        assert not field or field in {"policy": PolicySettings, "training": Training}[section].model_fields
+        assert (
+            not field or field in {"data": Data, "policy": PolicySettings, "training": Training}[section].model_fields
+        )
 
 
 def test_what_changes_no_number_may_change_on_resume(whole, model_folder, examples, lively, small, tmp_path):
