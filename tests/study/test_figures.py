@@ -152,7 +152,23 @@ def test_a_missing_specialist_leaves_holes_and_no_invented_means():
     assert found["means"]["grpo"]["rows"][0]["value"] is not None
     assert all(c["p_holm"] is None for c in found["claims"] if "grpo" in (c["a"], c["b"]))
     assert all(c["p_holm"] is not None for c in found["claims"] if (c["a"], c["b"]) == ("sft", "zero-shot"))
-    assert "cannot be compared" in answer(found)[0] or answer(found)
+    assert all("grpo-no has" in sentence and "grpo has" not in sentence for sentence in answer(found))  # that is whole
+
+
+def test_a_missing_evaluation_of_the_base_is_said_and_the_rest_is_compared():
+    table = make_table()
+    table.methods[0] = Method("zero-shot", "zero_shot", np.full((1, 1, 10), np.nan), mode="think")
+    first, *others = answer(study_figures([table], draws=500)["modality"])
+    assert first == "grpo-no and zero-shot cannot be compared: an evaluation is missing."
+    assert len(others) == 2 and all("cannot be compared" not in sentence for sentence in others)
+
+
+def test_where_no_method_is_whole_nothing_is_compared():
+    table = make_table()
+    for method in table.methods[1:]:
+        method.right[0, 1] = np.nan
+    found = study_figures([table], draws=500)["modality"]
+    assert answer(found) == ["No method has all its specialists yet, so nothing is compared."]
 
 
 def test_one_domain_for_all_has_an_overall_mean_and_no_off_diagonal():

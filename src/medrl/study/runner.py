@@ -103,8 +103,8 @@ def _take_up(
 class _Marking:
     """Writes down how the work within ended, so that no worker takes up again what has failed.
 
-    A failure of a kind that is not known also ends this worker, loudly: it is a mistake in the program, or in a reward
-    or judge, and the cells that are left are done at the next start. A stop is no failure.
+    What is none of ``FAILURES`` marks the cell too, but also ends this worker, loudly: it is a mistake in the program,
+    and the cells that are left are done at the next start. A stop is no failure.
     """
 
     def __init__(self, cell: Cell, out: Path, say: Say) -> None:
