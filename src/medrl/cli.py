@@ -53,7 +53,7 @@ def _version(wanted: bool) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Names the order of the data and every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for data order and sampling.")] = 0,
     rebuild_base: Annotated[
         bool, typer.Option("--rebuild-base", help="Train the base model from nothing instead of using the shipped one.")
     ] = False,
@@ -92,14 +92,14 @@ def train(
         typer.Option(help="never: refuse a folder that holds a run; auto: continue one; must: demand one."),
     ] = "never",
     max_hours: Annotated[
-        float | None, typer.Option(help="Save and end with exit code 143 before so many hours are over.")
+        float | None, typer.Option(help="Save and exit with code 143 before this many hours have passed.")
     ] = None,
     tracker: Annotated[
         list[str] | None,
         typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio, offline; give it again for several."),
     ] = None,
 ) -> None:
-    """Train what a recipe says.
+    """Train a policy as a recipe says.
 
     GRPO and its relatives (grpo.algorithm=dapo), or imitation: of right answers with method=sft, of the policy's own
     best samples with method=rft.
@@ -255,9 +255,9 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders and evaluation folders.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML file on runs.
+    """Write a report on runs as one HTML file.
 
-    It shows runs and evaluations, is self-contained, and needs no network to read.
+    Covers runs and evaluations; self-contained, readable offline.
 
     \b
     Example:
@@ -281,7 +281,7 @@ def bench_step(
     image_px: Annotated[int, typer.Option(min=28, help="Side of the one image of each prompt.")] = 224,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Text tokens of a prompt.")] = 80,
     completion_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every completion.")] = 64,
-    kl: Annotated[float, typer.Option(min=0, help="Weight of the KL; 0 has no reference.")] = 0.04,
+    kl: Annotated[float, typer.Option(min=0, help="KL weight; at 0 no reference is loaded.")] = 0.04,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps, after the warm-up.")] = 5,
     baseline: Annotated[
         Literal["naive", "trl"] | None, typer.Option(help="Time this too, on the same shapes; trl: its GRPOTrainer.")
@@ -300,7 +300,7 @@ def bench_step(
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time a GRPO step, its phases, and how far it is from what the machine could do.
+    """Time a GRPO step and its phases, against the limits of the machine.
 
     \b
     Example:

@@ -35,7 +35,7 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="Store that blind baselines are fit on; default: the run's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest completion; default: the run's, else 256.")
     ] = None,
@@ -50,10 +50,10 @@ def evaluate(
     ] = None,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0: from all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Names the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Ask only the I-th of N parts, from 1; torchrun gives it by itself."),
+        typer.Option(metavar="I/N", help="Ask only the I-th of N parts, from 1; torchrun sets it by itself."),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -64,7 +64,7 @@ def evaluate(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest wait for one reply of the server, in s.")] = 300.0,
     option_probs: Annotated[
-        bool, typer.Option(help="Keep how probable each option's letter was; scored, at no second look at the image.")
+        bool, typer.Option(help="Record the probability of each option's letter; the image is not encoded again.")
     ] = True,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "float64"] | None,
@@ -76,7 +76,7 @@ def evaluate(
 ) -> None:
     """Ask a model every question of a store.
 
-    Greedily or with several samples, and grade its answers. Stopped, the same command continues. Parts (--shard) may
+    Answers are greedy or sampled, and graded. If stopped, the same command continues. Parts (--shard) may
     run at once; the last to finish puts them together.
 
     \b
@@ -185,9 +185,9 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = WATCH_EVERY_S,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print JSON for programs.")] = False,
 ) -> None:
-    """Show how far runs and evaluations are.
+    """Show the progress of runs and evaluations.
 
-    From their files alone, so it may look on from another terminal or machine. Ends when all is finished.
+    Reads files only, so it works from another terminal or machine. Ends when everything is finished.
 
     \b
     Example:
@@ -226,7 +226,7 @@ def export_records(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task there; default: the store's.")] = None,
 ) -> None:
-    """Hand an evaluation over to other programs.
+    """Export an evaluation in another program's format.
 
     \b
     Example:
@@ -248,9 +248,10 @@ def export_task(
     template: Annotated[str | None, typer.Option(help="Prompt wording; default: the mode's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
 ) -> None:
-    """Make a store a task of lmms-eval.
+    """Turn a store into an lmms-eval task.
 
-    Asked in our wording and graded by our parser, by whatever model lmms-eval runs; medrl must be installed beside it.
+    Questions keep our wording and our parser grades the answers, whatever model lmms-eval runs; medrl must be installed
+    beside it.
 
     \b
     Example:

@@ -26,10 +26,10 @@ def study(
     calibrate: Annotated[
         bool | None,
         typer.Option(
-            help="Try a few steps and answers to tell time and disk.  [default: before a run, not for --plan]"
+            help="Run a few steps and answers to estimate time and disk.  [default: before a run, not for --plan]"
         ),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells that failed once more.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed cells.")] = False,
     expiry: Annotated[
         float, typer.Option(min=1, help="Seconds of silence after which a worker on another machine counts as dead.")
     ] = 120.0,
@@ -42,8 +42,8 @@ def study(
     """Train specialists, test each on every domain, say what is significant.
 
     Every cell is one training or one evaluation. Stopped or killed, the same command continues; the same command on
-    another GPU or node, with the same --out on a shared disk, takes cells from the same study. Cells that are there are
-    used again. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
+    another GPU or node, with the same --out on a shared disk, takes cells from the same study. Finished cells are
+    reused. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
 
     Exit code 1: a cell failed; the rest was done, and --retry-failed tries it again.
 
