@@ -118,8 +118,8 @@ def import_table(
     """Read a table of your own into a store.
 
     Columns: image (or several, a|b), question, answer, and where there are any options, or option_A, option_B...; also
-    id, modality, question_type, source, patient, kind. Others are mapped with --map. Patients are stored as keyed hashes.
-    DICOM and NIfTI become slices, through a window.
+    id, modality, question_type, source, patient, kind. Others are mapped with --map. Patients are stored as keyed
+    hashes. DICOM and NIfTI become slices, through a window.
 
     \b
     Example:
