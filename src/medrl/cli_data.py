@@ -65,7 +65,7 @@ def split(
     from medrl.evaluation.audit import blind_summary
 
     if protocol and (keep_together or test is not None):
-        raise SettingsError(f"--protocol {protocol} says what --keep-together and --test say: leave those out")
+        raise SettingsError(f"--protocol {protocol} already sets --keep-together and --test: leave those out")
     if drop_unbalanced and not resample_distractors:
         raise SettingsError("--drop-unbalanced goes with --resample-distractors: give both, or neither")
     asked = Protocol(test_fraction=0.2 if test is None else test, keep_together=keep_together or "image")

@@ -1,4 +1,4 @@
-"""How far work is, from the files it writes: runs and evaluations, in this process's folder or on a shared disk."""
+"""Progress of runs and evaluations, read from the files they write, here or on a shared disk."""
 
 import json
 import time

@@ -153,7 +153,7 @@ def make_method(
 ) -> Method:
     """The method an objective belongs to. Raises ``SettingsError`` for a server that would have nothing to write."""
     if server is not None and isinstance(objective, SFT):
-        raise SettingsError("supervised training samples nothing, so a server has no part in it: leave out rollout")
+        raise SettingsError("supervised training samples nothing, so it cannot use a rollout server: leave out rollout")
     setup = Setup(
         policy=policy, ask=ask, reward=reward, sampling=sampling, seed=seed, prompts_per_step=prompts_per_step,
         server=server,
