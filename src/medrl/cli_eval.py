@@ -1,6 +1,5 @@
 """The commands that ask models, look on, and hand over: eval, watch, export-records, export-task."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +138,7 @@ def _model_and_store(model: str, test: Path | None, endpoint: str | None, served
 
 def _show(out: Path, summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(summary, indent=2, default=str))
+        terminal.print_json(summary)
         return
     blind = [terminal.accuracy_row(f"blind: {entry['name']}", entry["accuracy"]) for entry in summary["blind"]]
     domains = [terminal.accuracy_row(name, accuracy) for name, accuracy in summary["by_modality"].items()]
@@ -168,7 +167,7 @@ def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json
     found = summarize_wordings({name: evaluation.records for name, evaluation in evaluations.items()})
     write_json_atomically(out / TEMPLATES_FILE, found)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        terminal.print_json(found)
         return
     shares = {"in every wording": "right_in_all", "in one at least": "right_in_any", "same answer": "same_answer"}
     rows = [
@@ -199,7 +198,7 @@ def watch(
     from medrl.report.watch import watch as look
 
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(status) for status in look(folder)], indent=2))
+        terminal.print_json([dataclasses.asdict(status) for status in look(folder)])
         return
     shown: list[str] = []
     while True:

@@ -1,6 +1,5 @@
 """The commands for runs that outgrow a machine: what a run takes, and how to launch it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +51,7 @@ def plan(
     if gpus is None:
         terminal.quiet_libraries()
         found = planning.measure(recipe, overrides or (), steps=steps, quiet=as_json)
-        typer.echo(json.dumps(found, indent=2)) if as_json else _show_measured(found)
+        terminal.print_json(found) if as_json else _show_measured(found)
         return
     cluster = planning.Cluster(
         gpus=gpus,
@@ -63,7 +62,7 @@ def plan(
         completion_tokens=completion_tokens,
     )
     found = planning.plan(recipe, overrides or (), cluster)
-    typer.echo(json.dumps(found, indent=2)) if as_json else _show_plan(found)
+    terminal.print_json(found) if as_json else _show_plan(found)
     raise typer.Exit(0 if found["fits"] else terminal.EXIT_NO)
 
 

@@ -92,7 +92,7 @@ def _show(opened: "Opened", outcome: "Outcome", as_json: bool) -> None:
     figures = json.loads(file.read_text()) if file.exists() else {}
     if as_json:
         counts = {name: [cell.id for cell in getattr(outcome, name)] for name in ("done", "failed", "blocked")}
-        typer.echo(json.dumps({**counts, "matrices": figures}, indent=2))
+        terminal.print_json({**counts, "matrices": figures})
         return
     for axis, found in figures.items():
         rows = [
