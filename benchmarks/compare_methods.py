@@ -25,8 +25,9 @@ from medrl.data.prompts import make_prompt
 from medrl.evaluation.compare import compare
 from medrl.evaluation.evaluate import EvalSettings, evaluate_store
 from medrl.evaluation.intervals import Interval, clustered_bootstrap
+from medrl.files import write_json_atomically
 from medrl.policy.policy import Policy, load_policy
-from medrl.runs import Run, write_json_atomically
+from medrl.runs import Run
 from medrl.settings import dump_settings, load_settings
 from medrl.training.checkpoint import latest_checkpoint
 from medrl.training.recipe import Recipe, run_settings

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from medrl.cli import app
@@ -103,20 +105,47 @@ def evaluated(home: Path, trained: Path) -> Path:
     return trained / "eval"
 
 
-def test_every_command_has_help_with_an_example():
-    for words in (
-        ["demo"],
-        ["import", "omnimedvqa"],
-        ["split"],
-        ["audit"],
-        ["train"],
-        ["eval"],
-        ["rescore"],
-        ["compare"],
-        ["report"],
-    ):
-        result = run(*words, "--help")
-        assert result.exit_code == 0 and "Example:" in result.stdout and f"medrl {words[0]}" in result.stdout
+def every_command(group, words: tuple[str, ...] = ()):
+    """The words of each command and group below ``group``."""
+    for name, command in group.commands.items():
+        yield (*words, name)
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*words, name))
+
+
+def test_every_command_has_help_with_an_example_whose_options_it_has():
+    for words in every_command(get_command(app)):
+        shown = run(*words, "--help").stdout
+        example, _, rest = shown.partition("Example:")[2].partition("\n\n")
+        assert f"medrl {' '.join(words)} " in example, words
+        ours = "\n".join(line for line in example.splitlines() if line.strip().startswith("medrl "))
+        options = set(re.findall(r"(?<=\s)--[a-z-]+", ours))
+        assert all(f" {option} " in rest for option in options) or "Commands:" in rest, (words, options)
+
+
+def test_a_list_of_commands_says_each_in_a_whole_sentence_and_the_first_is_in_the_order_of_the_work():
+    for words in [
+        (),
+        *(words for words in every_command(get_command(app)) if "Commands:" in run(*words, "--help").stdout),
+    ]:
+        listed = run(*words, "--help").stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+        assert all(line.endswith(".") and "..." not in line for line in listed), words
+    shown = run("--help").stdout
+    places = [
+        shown.index(f"\n  {name} ")
+        for name in ("demo", "import", "split", "audit", "train", "eval", "compare", "report")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_shell_completes_commands_and_choices():
+    def completes(line: str) -> list[str]:
+        words = line.split(" ")
+        environment = {"_MEDRL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        return CliRunner().invoke(app, [], prog_name="medrl", env=environment).stdout.split()
+
+    assert completes("medrl com") == ["compare"]
+    assert completes("medrl eval --mode no") == ["no_think"]
 
 
 def test_the_version_is_the_package_s():

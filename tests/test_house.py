@@ -14,6 +14,7 @@ ROOMS = (
     ("types",),
     ("errors",),
     ("settings",),
+    ("files",),
     ("runs", "provenance", "progress", "stopping", "phases"),
     ("data",),
     ("policy",),
@@ -27,7 +28,7 @@ ROOMS = (
     ("terminal",),
     ("cli_given",),
     ("api", "demo", "bench", "launch"),
-    ("cli_data", "cli_eval", "cli_import", "cli_scale", "cli_study"),
+    ("cli_bench", "cli_data", "cli_eval", "cli_import", "cli_records", "cli_scale", "cli_study", "cli_train"),
     ("cli",),
     ("__main__",),
 )
@@ -42,10 +43,10 @@ LEAVES = {
 """Rooms that are kept apart from data, models and files, so that they can be tested in milliseconds."""
 
 WITHOUT_TORCH = (
-    "types", "errors", "settings", "runs", "rewards", "data.prompts", "data.store", "data.splits", "data.split_store",
-    "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals", "evaluation.blind",
-    "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli", "provenance", "data.leaks",
-    "data.near",
+    "types", "errors", "settings", "files", "runs", "rewards", "data.prompts", "data.store", "data.splits",
+    "data.split_store", "data.omnimedvqa", "data.sampler", "evaluation.metrics", "evaluation.intervals",
+    "evaluation.blind", "evaluation.compare", "evaluation.rescore", "report.page", "api", "terminal", "cli",
+    "provenance", "data.leaks", "data.near",
     "data.fingerprints", "data.resample", "evaluation.audit", "report.audit_page", "report.watch", "evaluation.samples",
     "evaluation.wordings", "evaluation.shards", "evaluation.grading", "evaluation.lmms_task", "report.interchange",
     "cli_eval",

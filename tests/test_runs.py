@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medrl.errors import RunError
-from medrl.runs import Run, append_records, is_run, read_records, read_summary, write_json_atomically
+from medrl.files import write_json_atomically
+from medrl.runs import Run, append_records, is_run, read_records, read_summary
 from medrl.types import EvalRecord
 
 RECIPE = {"seed": 7, "policy": {"model": "tiny", "folder": Path("models/tiny")}, "rates": (0.1, 1e-06)}
@@ -197,6 +199,29 @@ def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path):
         write_json_atomically(file, {"b": object()})
     assert list(read_summary(tmp_path)) == ["b", "a"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_a_file_that_cannot_be_written_is_named_with_what_is_asked_for(run, monkeypatch, number):
+    run.append_metrics({"step": 0})
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+
+    def refuse(self, *args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        for name, write in (
+            ("metrics.jsonl", lambda: run.append_metrics({"step": 1})),
+            ("provenance.json", lambda: run.update_provenance(seconds=1.0)),
+        ):
+            with pytest.raises(RunError) as caught:
+                write()
+            assert f"{run.path / name} cannot be written" in str(caught.value)
+            full = number == errno.ENOSPC
+            assert ("the disk is full, and" in str(caught.value)) == full
+            assert "--resume auto" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
 
 
 def test_what_was_appended_survives_kill_9(tmp_path):

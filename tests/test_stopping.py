@@ -5,8 +5,10 @@ import sys
 import threading
 
 import pytest
+from typer.testing import CliRunner
 
 from medrl import stopping
+from medrl.cli import app
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +139,25 @@ def test_work_stops_at_the_safe_point_where_its_time_is_nearly_up_and_says_so():
         clock.now += 1801
         stopping.check()
     stopping.check()  # no deadline is left behind
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "code", "words"),
+    [
+        (["plan", "recipe.yaml"], "medrl.bench.plan.measure", 130, "stopped; nothing was kept\n"),
+        (
+            ["train", "recipe.yaml", "--out", "run"],
+            "medrl.training.recipe.run_recipe",
+            143,
+            "saved and stopped; continue",
+        ),
+    ],
+)
+def test_a_command_that_trains_ends_in_a_sentence_when_it_is_stopped(monkeypatch, command, where, code, words):
+    def stopped(*_, **__):
+        raise stopping.Stopped
+
+    monkeypatch.setattr(where, stopped)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == code, done.output
+    assert done.stderr.startswith(words)

@@ -145,7 +145,7 @@ def audit(
     from medrl.data.store import load, read_info
     from medrl.evaluation.audit import DEFAULT_FAIL_ON, parse_rule
     from medrl.evaluation.audit import audit as audit_examples
-    from medrl.runs import write_json_atomically
+    from medrl.files import write_json_atomically
 
     rules = [rule for given in fail_on or DEFAULT_FAIL_ON for rule in given.split(",") if rule.strip() != "nothing"]
     for rule in rules:

@@ -14,7 +14,6 @@ from medrl.types import Mode
 if TYPE_CHECKING:
     from medrl.evaluation.evaluate import Evaluation
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 MANY_CUT_OFF = 0.5
 WATCH_EVERY_S = 5.0
 
@@ -71,7 +70,7 @@ def evaluate(
     ] = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Smallest image area; default: the run's.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image area; default: the run's.")] = None,
-    as_json: Json = False,
+    as_json: terminal.Json = False,
 ) -> None:
     """Ask a model every question of a store.
 
@@ -162,7 +161,7 @@ def _show(out: Path, summary: Mapping[str, Any], as_json: bool) -> None:
 
 def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json: bool) -> None:
     from medrl.evaluation.wordings import TEMPLATES_FILE, summarize_wordings
-    from medrl.runs import write_json_atomically
+    from medrl.files import write_json_atomically
 
     found = summarize_wordings({name: evaluation.records for name, evaluation in evaluations.items()})
     write_json_atomically(out / TEMPLATES_FILE, found)

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from medrl.data.readers.pictures import Pictures
     from medrl.data.readers.result import ImportResult
 
-imports = typer.Typer(help="Read a data set into a store.", no_args_is_help=True, rich_markup_mode=None)
+imports = typer.Typer(
+    help="""Read a data set into a store.
+
+\b
+Example:
+  medrl import omnimedvqa OmniMedVQA --out data/omnimedvqa
+  medrl import table questions.csv --images scans --out data/mine
+""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

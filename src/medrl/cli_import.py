@@ -36,7 +36,7 @@ def _read_source(name: str, path: Path, given: Given, **more: Any) -> None:
 def _register(name: str) -> None:
     source = SOURCES[name]
     doc = (
-        f"Read {source.title} into a store.\n\nPrints counts; bad rows are listed with file, position and reason.\n\n"
+        f"Read {source.title}.\n\nPrints counts; bad rows are listed with file, position and reason.\n\n"
         f"\b\nExample:\n  medrl import {name} {source.example} --out data/{name}"
     )
 
@@ -181,7 +181,7 @@ def import_folder(
     options: Annotated[int, typer.Option(min=2, max=10, help="Largest number of options per question.")] = 4,
     seed: Annotated[int, typer.Option(help="Random seed for wordings, wrong options and their order.")] = 0,
 ) -> None:
-    """Turn a folder of labeled images into multiple-choice questions.
+    """Turn a folder of labeled images into questions.
 
     The names of the sub-folders are the labels, and the wrong options.
 
@@ -220,11 +220,11 @@ def import_dicom(
         bool, typer.Option("--show-paths", help="Name bad files by their path, which may hold a patient's name.")
     ] = False,
 ) -> None:
-    """Turn a folder of DICOM into questions on pictures without a header.
+    """Turn a folder of DICOM into questions.
 
-    Which modality, part of the body, plane: what the header answers. Nothing of the header is stored but these words;
-    patients and UIDs become keys under the project's salt. Ultrasound, angiography and secondary captures whose header
-    does not say that no text is burned in are refused.
+    Which modality, part of the body, plane: what the header answers, asked on pictures without it. Nothing of the
+    header is stored but these words; patients and UIDs become keys under the project's salt. Ultrasound, angiography
+    and secondary captures whose header does not say that no text is burned in are refused.
 
     \b
     Example:

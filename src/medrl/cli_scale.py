@@ -11,7 +11,6 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What is
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to change, e.g. grpo.group_size=8.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def plan(
@@ -32,7 +31,7 @@ def plan(
         int | None, typer.Option(min=1, help="Tokens of a usual completion; default: the most allowed.")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Without --gpus: steps to run, the first to warm up.")] = 6,
-    as_json: Json = False,
+    as_json: terminal.Json = False,
 ) -> None:
     """Estimate the memory and time of a recipe before anything is booked.
 
@@ -66,7 +65,16 @@ def plan(
     raise typer.Exit(0 if found["fits"] else terminal.EXIT_NO)
 
 
-launches = typer.Typer(help="Launch a run on a cluster.", no_args_is_help=True, rich_markup_mode=None)
+launches = typer.Typer(
+    help="""Launch a run on a cluster.
+
+\b
+Example:
+  medrl launch slurm recipes/med-r1-ct-think.yaml --nodes 2 --gpus 8 --out runs/ct --dry-run
+""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @launches.callback()

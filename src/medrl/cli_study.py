@@ -39,11 +39,11 @@ def study(
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Train specialists, test each on every domain, say what is significant.
+    """Train specialists, test each on every domain.
 
-    Every cell is one training or one evaluation. Stopped or killed, the same command continues; the same command on
-    another GPU or node, with the same --out on a shared disk, takes cells from the same study. Finished cells are
-    reused. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
+    And say what is significant. Every cell is one training or one evaluation. Stopped or killed, the same command
+    continues; the same command on another GPU or node, with the same --out on a shared disk, takes cells from the same
+    study. Finished cells are reused. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
 
     Exit code 1: a cell failed; the rest was done, and --retry-failed tries it again.
 
@@ -85,7 +85,7 @@ def study(
 
 
 def _show(opened: "Opened", outcome: "Outcome", as_json: bool) -> None:
-    from medrl.study.page import answer
+    from medrl.study.sentences import answer
     from medrl.study.tables import MATRICES
 
     file = opened.out / MATRICES

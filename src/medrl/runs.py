@@ -10,8 +10,7 @@ A run folder                                    An evaluation folder
     .lock            held by the process that trains into the folder
     checkpoints/     eval/<name>/
 
-Logs are JSON lines. A process killed while writing leaves at most one torn line, at the end: reading ignores it and
-the next append cuts it off. Files that are replaced (recipe, provenance, summary) are replaced whole or not at all.
+Logs are JSON lines; files that are replaced (recipe, provenance, summary) are replaced whole or not at all: ``files``.
 """
 
 import dataclasses
@@ -20,8 +19,7 @@ import json
 import logging
 import os
 import socket
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,19 @@ from typing import Any
 import yaml
 
 from medrl.errors import RunError
+from medrl.files import (
+    append_lines,
+    is_torn,
+    make_folder,
+    read_json,
+    read_lines,
+    remove_torn,
+    sync,
+    synced_size,
+    to_json,
+    write_json_atomically,
+    write_text_atomically,
+)
 from medrl.types import EvalRecord, Sample
 
 RECIPE = "recipe.yaml"
@@ -69,7 +80,7 @@ class Run:
         make_folder(path)
         remove_torn(path)
         write_json_atomically(path / PROVENANCE, provenance)
-        plain_recipe = json.loads(_to_json(recipe, path / RECIPE))
+        plain_recipe = json.loads(to_json(recipe, path / RECIPE))
         text = yaml.safe_dump(plain_recipe, sort_keys=False, allow_unicode=True)
         write_text_atomically(path / RECIPE, text)  # last: its presence is what makes the folder a run
         return cls.open(path)
@@ -89,7 +100,7 @@ class Run:
             raise RunError(f"{path / RECIPE} is not valid YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise RunError(f"{path / RECIPE} holds no settings; expected lines of the form 'name: value'")
-        provenance = _read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
+        provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
         return cls(path, recipe, provenance)
 
     @property
@@ -104,40 +115,40 @@ class Run:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add the row of one step. A metric that does not exist in this step is left out, or None; never NaN."""
-        _append_lines(self.path / METRICS, [row])
+        append_lines(self.path / METRICS, [row])
 
     def append_rollouts(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add one row per completion."""
-        _append_lines(self.path / ROLLOUTS, rows)
+        append_lines(self.path / ROLLOUTS, rows)
 
     def append_quarantine(self, row: Mapping[str, Any]) -> None:
         """Add a step that was left out: ``step``, ``reason``."""
-        _append_lines(self.path / QUARANTINE, [row])
+        append_lines(self.path / QUARANTINE, [row])
 
     def quarantine(self) -> list[dict[str, Any]]:
         """All rows, oldest first; empty where every step was taken."""
-        return list(_read_lines(self.path / QUARANTINE))
+        return list(read_lines(self.path / QUARANTINE))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows, oldest first."""
-        return list(_read_lines(self.path / METRICS))
+        return list(read_lines(self.path / METRICS))
 
     def rollouts(self) -> Iterator[dict[str, Any]]:
         """All rows, oldest first, read one by one: the file can be large."""
-        return _read_lines(self.path / ROLLOUTS)
+        return read_lines(self.path / ROLLOUTS)
 
     def append_pass_rates(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add one row per example: ``id``, ``right``, ``rollouts``."""
-        _append_lines(self.path / PASS_RATES, rows)
+        append_lines(self.path / PASS_RATES, rows)
 
     def pass_rates(self) -> list[dict[str, Any]]:
         """All rows, oldest first; empty where no curriculum asked."""
-        return list(_read_lines(self.path / PASS_RATES))
+        return list(read_lines(self.path / PASS_RATES))
 
     def offsets(self) -> dict[str, int]:
         """Bytes of each log, once they are on the disk: what a checkpoint keeps for :meth:`truncate`."""
         logs = [name for name in LOGS if name != QUARANTINE or (self.path / name).exists()]  # there is rarely one
-        sizes = {name: _synced_size(self.path / name) for name in logs}
+        sizes = {name: synced_size(self.path / name) for name in logs}
         sync(self.path)  # a log that is new has a name, too, that a power cut could take
         return sizes
 
@@ -174,7 +185,7 @@ def check_vacant(path: Path) -> None:
     if (path / RECIPE).exists():
         raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
     # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
-    entries = [entry for entry in path.iterdir() if not _is_torn(entry)] if path.exists() else []
+    entries = [entry for entry in path.iterdir() if not is_torn(entry)] if path.exists() else []
     other = sorted(entry.name for entry in entries if entry.name not in (PROVENANCE, LOCK))
     if other:
         shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
@@ -225,7 +236,7 @@ def is_evaluation(path: Path) -> bool:
 
 def append_records(path: Path, records: Iterable[EvalRecord]) -> None:
     """Add records to ``records.jsonl`` (the file, or the evaluation folder that holds it)."""
-    _append_lines(_records_file(path), (dataclasses.asdict(record) for record in records))
+    append_lines(_records_file(path), (dataclasses.asdict(record) for record in records))
 
 
 def read_records(path: Path) -> list[EvalRecord]:
@@ -236,7 +247,7 @@ def read_records(path: Path) -> list[EvalRecord]:
     file = _records_file(path)
     if not file.is_file():
         raise RunError(f"not an evaluation folder: {file} does not exist; 'medrl eval' writes it")
-    return [_to_record(row, file, line) for line, row in enumerate(_read_lines(file), start=1)]
+    return [_to_record(row, file, line) for line, row in enumerate(read_lines(file), start=1)]
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -244,157 +255,13 @@ def read_summary(path: Path) -> dict[str, Any]:
     file = Path(path) / SUMMARY
     if not file.is_file():
         raise RunError(f"not a finished evaluation: {path} has no {SUMMARY}; run 'medrl eval' again to finish it")
-    return _read_json(file)
+    return read_json(file)
 
 
 def write_records_atomically(path: Path, records: Iterable[EvalRecord]) -> None:
     """Replace ``records.jsonl`` of an evaluation folder whole or not at all."""
     file = _records_file(path)
-    write_text_atomically(file, "".join(_to_json(dataclasses.asdict(record), file) + "\n" for record in records))
-
-
-def write_json_atomically(path: Path, value: Any) -> None:
-    """Replace a JSON file whole or not at all, also across a crash. Raises RunError for NaN and infinity."""
-    write_text_atomically(path, _to_json(value, path, indent=2) + "\n")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file whole or not at all, also across a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)  # the new name itself must reach the disk, or a power cut brings the old file back
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and what is missing above it. On return all their names are on the disk."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
-
-
-def sync(path: Path) -> None:
-    """Return once a file's bytes, or a folder's names, are on the disk and not in a cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_torn(path: Path) -> bool:
-    """Whether this is what a kill left of a file that was being replaced."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
-
-
-def remove_torn(folder: Path) -> None:
-    """Delete what kills left of files that were being replaced; for the one process that writes into the folder."""
-    for path in [path for path in folder.iterdir() if _is_torn(path)]:
-        path.unlink()
-
-
-def _to_json(value: Any, path: Path, indent: int | None = None) -> str:
-    """Keys keep the order they were given in. Paths become text; anything else JSON does not know is an error.
-
-    Written as ASCII: model output may hold lone surrogates, which UTF-8 cannot.
-    """
-    try:
-        return json.dumps(value, allow_nan=False, indent=indent, default=_plain)
-    except ValueError as error:  # NaN or infinity: other programs could not read the file
-        name = _first_non_finite(value, "")
-        raise RunError(f"{path.name}: {name or 'a value'} is not finite; leave it out, or write None") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON; convert it to a plain number or text first")
-
-
-def _first_non_finite(value: Any, name: str) -> str:
-    """Dotted name of the first NaN or infinity in a nested value; empty when there is none."""
-    if isinstance(value, float):
-        return f"{name} = {value}" if value != value or value in (float("inf"), float("-inf")) else ""
-    if isinstance(value, Mapping):
-        children: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        children = enumerate(value)
-    else:
-        return ""
-    found = (_first_non_finite(child, f"{name}.{key}" if name else str(key)) for key, child in children)
-    return next(filter(None, found), "")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise RunError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{file} holds a {type(value).__name__}; expected an object")
-    return value
-
-
-def _append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append in one write and hand it to the operating system: it then survives the death of this process."""
-    data = "".join(_to_json(row, file) + "\n" for row in rows).encode()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as stream:
-        _mend_last_line(stream)
-        stream.write(data)
-
-
-def _mend_last_line(stream: Any) -> None:
-    """Cut off a torn last line; a whole one that lacks only its line end gets it."""
-    size = stream.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    stream.seek(size - 1)
-    if stream.read(1) == b"\n":
-        return
-    stream.seek(0)
-    last = stream.read().rpartition(b"\n")[2]  # rare: only after a kill
-    if _parse_line(last) is None:
-        stream.truncate(size - len(last))
-    else:
-        stream.write(b"\n")
-
-
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """The object on a line; None when it is torn, which always shows: no proper prefix of an object is an object."""
-    try:
-        row = json.loads(line)
-    except ValueError:  # also UnicodeDecodeError
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.exists():
-        return
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            row = _parse_line(line)
-            if row is not None:
-                yield row
-            elif line.endswith(b"\n"):
-                raise RunError(f"{file} line {number} is not a JSON object: {line[:60]!r}; restore or remove that line")
-
-
-def _synced_size(file: Path) -> int:
-    if not file.exists():
-        return 0
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
+    write_text_atomically(file, "".join(to_json(dataclasses.asdict(record), file) + "\n" for record in records))
 
 
 def _records_file(path: Path) -> Path:

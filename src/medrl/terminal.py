@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,6 +18,8 @@ INTERRUPTED = {
     "demo": "stopped; the same command continues where it stopped",
     "study": "stopped; the same command continues where it stopped",
 }
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+"""The option of every command whose answer a program may read."""
 EXIT_NO, EXIT_SAVED, EXIT_INTERRUPTED = 3, 143, 130
 
 
@@ -34,7 +36,10 @@ class Commands(TyperGroup):
             fail(str(error), error.exit_code)
         except Stopped as reason:
             why = f"{reason}: " if str(reason) else ""
-            fail(f"{why}saved and {INTERRUPTED[ctx.invoked_subcommand]}", EXIT_SAVED, prefix="")
+            goes_on = INTERRUPTED.get(ctx.invoked_subcommand or "")
+            if goes_on is None:  # e.g. plan, which trains a few steps to measure them
+                fail(f"{why}stopped; nothing was kept", EXIT_INTERRUPTED, prefix="")
+            fail(f"{why}saved and {goes_on}", EXIT_SAVED, prefix="")
         except KeyboardInterrupt:
             fail(INTERRUPTED.get(ctx.invoked_subcommand or "", "stopped"), EXIT_INTERRUPTED, prefix="")
         except BrokenPipeError:  # whoever read our output has gone, e.g. head: typer ends quietly

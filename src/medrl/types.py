@@ -132,6 +132,13 @@ class Rollout:
 
     completion: Completion
     score: Score
+    shaping: float = 0.0
+    """What an algorithm adds to the score's value before completions are compared: overlong, KL in the reward."""
+
+    @property
+    def reward(self) -> float:
+        """What advantages are computed from."""
+        return self.score.value + self.shaping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +157,8 @@ class Groups:
     items: tuple[Group, ...]
     dropped: tuple[Group, ...] = ()
     """Groups that dynamic sampling drew and left out, because all their rewards were equal."""
+    sampled: bool = True
+    """Whether a policy wrote the completions and a reward scored them; False for demonstrations."""
 
     def __iter__(self):
         return iter(self.items)
@@ -159,8 +168,8 @@ class Groups:
 
     @property
     def rewards(self) -> list[list[float]]:
-        """(N, G) reward of every rollout."""
-        return [[rollout.score.value for rollout in group.rollouts] for group in self.items]
+        """(N, G) reward of every rollout, shaping included."""
+        return [[rollout.reward for rollout in group.rollouts] for group in self.items]
 
     @property
     def rollouts(self) -> list[Rollout]:

@@ -39,6 +39,25 @@ def test_what_became_of_a_picture_is_near_it_and_near_no_other(originals, kind):
     assert {TURNS[pair.turn] for pair in pairs} == {"mirrored" if kind == "mirrored" else "as it is"}
 
 
+def test_the_verdict_on_two_pictures_depends_neither_on_their_order_nor_on_the_set_they_lie_in(originals):
+    """Cut and veiled by so much that some pairs pass and some do not: there, which is laid over which tips it."""
+
+    def close_case(seed: int) -> Image.Image:
+        picture = phantom(seed)
+        margin = round(picture.width * (0.06 + 0.004 * (seed % 10)))
+        cut = picture.crop((margin, margin, picture.width - margin, picture.height - margin))
+        return Image.blend(cut, phantom(seed + 500).resize(cut.size), 0.3)
+
+    cropped = describe([close_case(seed) for seed in range(N)])
+    both = np.concatenate([originals, cropped])
+    between = {(pair.a, N + pair.b) for pair in find_near(originals, cropped)}
+    assert 0 < len(between) < N
+    assert {(pair.b, N + pair.a) for pair in find_near(cropped, originals)} == between
+    order = np.random.default_rng(0).permutation(2 * N)
+    within = {tuple(sorted((int(order[pair.a]), int(order[pair.b])))) for pair in find_near(both[order])}
+    assert within == {(pair.a, pair.b) for pair in find_near(both)} == between
+
+
 def test_turned_by_180_degrees_and_upside_down_are_told_apart(originals):
     turned = describe([phantom(0).rotate(180), phantom(1).transpose(Image.Transpose.FLIP_TOP_BOTTOM)])
     assert [(p.a, p.b, TURNS[p.turn]) for p in find_near(originals, turned)] == [

@@ -136,7 +136,9 @@ def test_a_files_name_says_what_is_in_it(path, modality, question_type):
         ("Images/RadImageNet/uterus/usn245526.png", "Ultrasound"),
         ("Images/RadImageNet/x/other1.png", "unknown"),
         ("Images/Retinal OCT-C8/test/MH/mh_test_1338.jpg", "OCT"),
-        ("Images/OCT & X-Ray 2017/test/PNEUMONIA/person18_virus_49.jpeg", "unknown"),
+        ("Images/OCT & X-Ray 2017/test/PNEUMONIA/person18_virus_49.jpeg", "X-Ray"),
+        ("Images/OCT & X-Ray 2017/test/DRUSEN/DRUSEN-1219884-1.jpeg", "OCT"),
+        ("Images/OCT & X-Ray 2017/test/NORMAL/NORMAL-1384-1.jpeg", "unknown"),
         ("Images/Somebody's/1.png", "unknown"),
     ],
 )

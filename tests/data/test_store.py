@@ -258,8 +258,33 @@ def test_one_changed_image_byte_or_field_is_found_by_verify(tmp_path):
     write(tmp_path / "s", make_examples(tmp_path / "raw"))
     image = tmp_path / "s/images" / ODD_NAMES[0]
     image.write_bytes(b"pixelz 0")
+    for _ in range(2):  # nothing is remembered of a store that is not whole
+        with pytest.raises(DataError, match="has changed"):
+            store.verify(tmp_path / "s")
+
+
+def test_a_store_that_was_verified_is_read_again_only_once_a_file_has_changed(tmp_path, monkeypatch):
+    read, digest_file = [], store.digest_file
+    monkeypatch.setattr(store, "digest_file", lambda image: read.append(image) or digest_file(image))
+    rows = make_examples(tmp_path / "raw")
+    info = write(tmp_path / "s", rows)
+    images = len({row.images[0] for row in rows})
+    assert store.verify(tmp_path / "s") == info == store.verify(tmp_path / "s", store.load(tmp_path / "s"))
+    assert len(read) == images
+    image = tmp_path / "s/images" / ODD_NAMES[0]
+    before = image.stat()
+    image.write_bytes(image.read_bytes()[:-1] + b"?")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # as big as it was
     with pytest.raises(DataError, match="has changed"):
         store.verify(tmp_path / "s")
+    assert len(read) == 2 * images
+
+
+def test_a_store_is_verified_where_nothing_can_be_remembered(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDRL_CACHE", str(tmp_path / "file"))
+    info = write(tmp_path / "s", make_examples(tmp_path / "raw"))
+    assert store.verify(tmp_path / "s") == info == store.verify(tmp_path / "s")
 
 
 @settings(max_examples=15, deadline=None)

@@ -47,6 +47,7 @@ def test_an_exported_row_holds_all_that_the_reward_file_needs(exported):
         check_scores(compute_score, row, example.target)
 
 
+@pytest.mark.interop
 def test_verl_s_own_dataset_and_reward_loader_take_both(exported, processor):
     pytest.importorskip("verl")
     pytest.importorskip("ray")

@@ -21,7 +21,7 @@ from medrl.rollout.endpoint import Endpoint
 
 NEEDED = ("fastapi", "uvicorn", "openai")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.interop,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         any(importlib.util.find_spec(name) is None for name in NEEDED),

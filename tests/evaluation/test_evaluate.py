@@ -53,21 +53,20 @@ def finished(tiny, test_store, train_store, tmp_path_factory):
 
 
 class Spy:
-    """Counts what the policy is asked; interrupts at a batch."""
+    """Records which prompts the policy completes; interrupts when so many batches have been handed over."""
 
     def __init__(self, monkeypatch, stop_at: int | None = None) -> None:
         self.asked: list[str] = []
-        self.batches = 0
-        inner = module.generate
+        inner = module.complete
 
-        def generate(policy, prompts, *rest, **options):
-            self.batches += 1
-            if self.batches == stop_at:
-                raise KeyboardInterrupt
-            self.asked += [prompt.id for prompt in prompts]
-            return inner(policy, prompts, *rest, **options)
+        def complete(policy, prompts, *rest, **options):
+            for batches, finished in enumerate(inner(policy, prompts, *rest, **options), start=1):
+                if batches == stop_at:
+                    raise KeyboardInterrupt
+                self.asked += [prompts[one.number].id for one in finished]
+                yield finished
 
-        monkeypatch.setattr(module, "generate", generate)
+        monkeypatch.setattr(module, "complete", complete)
 
 
 def test_records_stand_in_the_order_of_the_examples_and_hold_what_was_asked(finished, test_store):
@@ -82,6 +81,11 @@ def test_records_stand_in_the_order_of_the_examples_and_hold_what_was_asked(fini
         assert test_store / record.images[0] == example.images[0]
         assert not record.images[0].startswith("/")
     assert len({image_cluster(record.images) for record in evaluation.records}) == 7
+    # Two rows write seven answers; none has to wait for the other.
+    tokens = [record.tokens for record in evaluation.records]
+    assert (
+        max(tokens) - 1 <= evaluation.summary["decode_steps"] <= sum(max(tokens[n : n + 2]) - 1 for n in (0, 2, 4, 6))
+    )
 
 
 def test_the_summary_says_of_the_records_what_they_say(finished, test_store):
@@ -157,7 +161,7 @@ def test_an_evaluation_that_was_stopped_continues_without_asking_twice(
     assert second.asked == [f"example-{i}" for i in (3, 4, 5, 6)]
     assert evaluation.records == finished[0].records
     assert sorted(read_records(tmp_path / "eval"), key=lambda r: r.id) == sorted(evaluation.records, key=lambda r: r.id)
-    timed = {"seconds", "started"}
+    timed = {"seconds", "started", "decode_steps"}
     summary, whole = evaluation.summary, finished[0].summary
     assert {k: v for k, v in summary.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}
 

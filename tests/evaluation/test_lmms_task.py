@@ -1,4 +1,4 @@
-"""A store as a task of lmms-eval, loaded by lmms-eval's own task manager where it is installed."""
+"""A store as a task of lmms-eval, loaded by lmms-eval's own task manager."""
 
 import importlib.util
 import sys
@@ -63,6 +63,7 @@ def test_what_is_written_is_yaml_and_python_that_name_the_store(written, store):
     )
 
 
+@pytest.mark.interop
 def test_lmms_evals_own_task_manager_loads_the_task_and_its_rows(written, store):
     tasks = pytest.importorskip("lmms_eval.tasks")
     manager = tasks.TaskManager(include_path=str(written), include_defaults=False, model_name="qwen2_vl")

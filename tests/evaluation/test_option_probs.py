@@ -6,11 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrl.data.prompts import make_prompt
+from medrl.errors import PolicyError
 from medrl.evaluation import answer
 from medrl.evaluation import evaluate as module
 from medrl.evaluation.evaluate import evaluate
 from medrl.evaluation.option_probs import answer_place, option_probs, split_before
 from medrl.policy.naive import naive_logprobs
+from medrl.rewards.parse import parse_answer
+from medrl.rollout.scheduler import Finished
 from medrl.types import Completion, Mode
 
 TEXTS: tuple[tuple[str, Mode], ...] = (
@@ -20,6 +23,9 @@ TEXTS: tuple[tuple[str, Mode], ...] = (
     ("<answer>a</answer><think>Bright fluid, so <answer>B</answer>.</think>", "think_after"),
     ("I do not know", "no_think"),
     ("<think>größer als früher</think><answer>A</answer> and more", "think"),
+    ("B", "think"),
+    ("<think>Bright <b>fluid</b>.</think> B", "think"),
+    ("\n b. <think>Bright fluid.</think>", "think_after"),
 )
 
 
@@ -46,10 +52,17 @@ def found(policy, asked):
 
 
 def test_they_are_what_scoring_each_letter_in_a_pass_of_its_own_gives(policy, asked, found):
-    before = ("<think>The bones are dark.</think>", "<think><answer>A</answer>? No.</think>\n", "", "")
-    opening = ("<answer>", "<answer> ", "<answer>", "<answer>")
+    split = {
+        0: ("<think>The bones are dark.</think>", "<answer>"),
+        1: ("<think><answer>A</answer>? No.</think>\n", "<answer> "),
+        2: ("", "<answer>"),
+        3: ("", "<answer>"),
+        6: ("", ""),
+        7: ("<think>Bright <b>fluid</b>.", "</think> "),
+        8: ("", "\n "),
+    }
     tokenizer = policy.processor.tokenizer
-    for row, (kept, opened) in enumerate(zip(before, opening, strict=True)):
+    for row, (kept, opened) in split.items():
         example, prompt = asked[0][row], asked[1][row]
         scores = []
         for letter in "ABCD"[: len(example.options)]:
@@ -60,7 +73,7 @@ def test_they_are_what_scoring_each_letter_in_a_pass_of_its_own_gives(policy, as
 
 
 def test_there_is_one_for_each_option_and_none_for_an_unreadable_answer(asked, found):
-    assert [probs is None for probs in found] == [False, False, False, False, True, False]
+    assert [probs is None for probs in found] == [False, False, False, False, True, False, False, False, False]
     for example, probs in zip(asked[0], found, strict=True):
         assert probs is None or (len(probs) == len(example.options) and sum(probs) == pytest.approx(1))
         assert probs is None or len({round(p, 9) for p in probs}) == len(probs)
@@ -75,6 +88,40 @@ def test_company_and_order_change_nothing(policy, asked, found):
     assert alone == [None]
 
 
+def test_where_memory_runs_out_they_are_scored_in_halves(policy, asked, found, monkeypatch, caplog):
+    sizes, logprobs = [], policy.logprobs
+
+    def scarce(stems, branches):
+        sizes.append(len(stems))
+        if len(stems) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logprobs(stems, branches)
+
+    monkeypatch.setattr(policy, "logprobs", scarce)
+    halved = option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+    assert sizes == [8, 4, 2, 2, 4, 2, 2] and "half of them at a time" in caplog.text
+    for ours, theirs in zip(halved, found, strict=True):
+        assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-9))
+
+
+def test_one_answer_that_does_not_fit_alone_says_what_to_do(policy, asked, monkeypatch):
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(policy, "logprobs", never)
+    with pytest.raises(PolicyError, match=f"options of example {asked[0][0].id} alone.*--no-option-probs"):
+        option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory(policy, asked, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(policy, "logprobs", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        option_probs(policy, asked[0], policy.encode(asked[1]), asked[2])
+
+
 @pytest.mark.parametrize(
     ("row", "before"),
     [
@@ -84,12 +131,31 @@ def test_company_and_order_change_nothing(policy, asked, found):
         (3, "<answer>"),
         (4, None),
         (5, "</think><answer>"),
+        (6, ""),
+        (7, "</think> "),
+        (8, "\n "),
     ],
 )
 def test_the_answer_is_placed_where_it_counts(asked, row, before):
     examples, _, written = asked
-    place = answer_place(examples[row], written[row])
-    assert place is None if before is None else written[row].text[:place].endswith(before)
+    text, place = written[row].text, answer_place(examples[row], written[row])
+    assert place is None if before is None else text[:place].endswith(before) and not text[place].isspace()
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "B", " ", "\n", "so b.", "<", "CT"]),
+        max_size=8,
+    ),
+    mode=st.sampled_from(["think", "no_think", "think_after"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_every_readable_answer_has_a_place_and_no_other_has(asked, parts, mode):
+    text, example = "".join(parts), asked[0][0]
+    place = answer_place(example, Completion(text=text, token_ids=(1,), finish_reason="stop", mode=mode))
+    read = parse_answer(text, example.options, mode)
+    assert (place is None) == (read.value is None)
+    assert place is None or text[place:].startswith(read.raw.strip())
 
 
 @given(reasoning=st.text(max_size=12), blank=st.sampled_from(["", " ", "\n", "  "]), cut=st.booleans())
@@ -109,7 +175,15 @@ def test_kept_tokens_and_opening_are_the_text_before_the_answer(policy, reasonin
 def test_records_keep_them_unless_they_are_not_asked_for(policy, asked, found, tmp_path, monkeypatch):
     examples, prompts, written = asked
     by_id = {example.id: answer for example, answer in zip(examples, written, strict=True)}
-    monkeypatch.setattr(answer, "generate", lambda policy, prompts, *_, **__: [[by_id[p.id]] for p in prompts])
+
+    def complete(policy, prompts, *_, encode, **__):
+        ready = zip(prompts, encode(range(len(prompts))), strict=True)
+        yield [
+            Finished(number=number, encoded=one, completions=[by_id[prompt.id]])
+            for number, (prompt, one) in enumerate(ready)
+        ]
+
+    monkeypatch.setattr(answer, "complete", complete)
     monkeypatch.setattr(module, "make_prompt", lambda example, *_: prompts[examples.index(example)])
     options = {"max_new_tokens": 8, "quiet": True}
     evaluation = evaluate(policy, examples, out=tmp_path / "with", batch_size=4, **options)

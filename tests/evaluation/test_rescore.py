@@ -12,9 +12,10 @@ from medrl.cli import app
 from medrl.errors import RunError
 from medrl.evaluation.rescore import rescore, rescore_lines
 from medrl.evaluation.resume import check_asked
+from medrl.files import write_json_atomically
 from medrl.rewards import SCORERS
 from medrl.rewards.judge import Judge, JudgeError
-from medrl.runs import append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import append_records, read_records, read_summary
 from medrl.types import EvalRecord
 
 TEXTS = (

@@ -13,9 +13,9 @@ from medrl.policy import layers
 from medrl.policy.layers import choose_compilation
 from medrl.policy.lora import Lora
 from medrl.policy.policy import Policy
-from medrl.rollout import engine
+from medrl.rollout import scheduler
+from medrl.rollout.decoder import Decoder
 from medrl.rollout.engine import generate
-from medrl.rollout.rows import Decoder
 from medrl.rollout.sampling import Sampling
 from medrl.types import Prompt
 
@@ -115,7 +115,7 @@ def test_with_adapters_and_recomputed_layers_the_gradient_and_the_reference_are_
 def test_compiled_layers_write_what_plain_ones_write(make_policy, compiled, monkeypatch):
     expected = generate(make_policy(), PROMPTS, Sampling(max_new_tokens=6), group_size=2)
     policy = compiled()
-    monkeypatch.setattr(engine, "_open", lambda *parts: Decoder(*parts, static=True))  # as a GPU captures them
+    monkeypatch.setattr(scheduler, "_open", lambda *parts: Decoder(*parts, static=True))  # as a GPU captures them
     before = counters["stats"]["unique_graphs"]
     found = generate(policy, PROMPTS, Sampling(max_new_tokens=6), group_size=2)
     assert tokens(found) == tokens(expected)

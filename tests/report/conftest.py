@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from medrl.evaluation.blind import blind_baselines
 from medrl.evaluation.metrics import summarize
-from medrl.runs import Run, append_records, write_json_atomically
+from medrl.files import write_json_atomically
+from medrl.runs import Run, append_records
 from medrl.types import LETTERS, EvalRecord, Example
 
 N_EXAMPLES = 160

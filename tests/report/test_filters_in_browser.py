@@ -8,9 +8,10 @@ import pytest
 from hostile_texts import HOSTILE
 from PIL import Image
 
+from medrl.files import write_json_atomically
 from medrl.report import gallery
 from medrl.report.page import write_report
-from medrl.runs import Run, append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import Run, append_records, read_records, read_summary
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

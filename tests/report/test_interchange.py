@@ -1,8 +1,9 @@
-"""Records in other programs' formats, read back by those programs where they are installed."""
+"""Records in other programs' formats, read back by those programs."""
 
 import json
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -11,11 +12,18 @@ from typer.testing import CliRunner
 
 from medrl.cli import app
 from medrl.errors import RunError, SettingsError
+from medrl.files import write_json_atomically
 from medrl.report.interchange import FORMATS, export_records
-from medrl.runs import append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import append_records, read_records, read_summary
 from medrl.types import Sample
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202e\ud800: - 'x' \"y\" ---\n---"
+
+NEEDS_INSPECT = (
+    pytest.mark.interop,
+    pytest.mark.skipif(find_spec("inspect_ai") is None, reason="needs pip install 'medrl[inspect]'"),
+)
+WITH_INSPECT = [pytest.param(to, marks=NEEDS_INSPECT if to == "inspect" else ()) for to in FORMATS]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,7 @@ def sampled(folder, tmp_path_factory):
     return out
 
 
+@pytest.mark.interop
 def test_lmms_evals_own_loader_reads_the_samples_and_finds_the_results(folder, hostile, sampled, tmp_path):
     loader = pytest.importorskip("lmms_eval.baselines.loader")
     for name, given in (("plain", folder), ("hostile", hostile), ("sampled", sampled)):
@@ -71,6 +80,7 @@ def test_the_samples_hold_what_was_asked_and_written(folder, sampled, tmp_path):
     assert row["resps"] == ["<answer>A</answer>", "<answer>B</answer>", "<answer>B</answer>"]
 
 
+@pytest.mark.interop
 def test_inspect_opens_the_log(folder, tmp_path):
     log = pytest.importorskip("inspect_ai.log")
     for name in ("after.eval", "after.json"):
@@ -96,6 +106,7 @@ def test_inspect_opens_the_log(folder, tmp_path):
         assert value == pytest.approx(sum(record.correct for record in records) / 160)
 
 
+@pytest.mark.interop
 def test_inspect_has_an_epoch_for_every_sample_and_opens_hostile_text(sampled, hostile, tmp_path):
     log = pytest.importorskip("inspect_ai.log")
     export_records(sampled, "inspect", tmp_path / "sampled.eval")
@@ -107,6 +118,7 @@ def test_inspect_has_an_epoch_for_every_sample_and_opens_hostile_text(sampled, h
     assert len(log.read_eval_log(str(tmp_path / "hostile.eval")).samples) == 5
 
 
+@pytest.mark.interop
 def test_inspects_own_data_frames_read_the_log(folder, tmp_path):
     analysis = pytest.importorskip("inspect_ai.analysis")
     export_records(folder, "inspect", tmp_path / "after.eval")
@@ -114,6 +126,7 @@ def test_inspects_own_data_frames_read_the_log(folder, tmp_path):
     assert len(frame) == 160 and set(frame["score_medrl"]) == {"C", "I"}
 
 
+@pytest.mark.interop
 def test_inspects_viewer_makes_a_site_of_the_log(folder, tmp_path):
     log = pytest.importorskip("inspect_ai.log")
     (tmp_path / "logs").mkdir()
@@ -151,10 +164,8 @@ def test_the_hub_reads_the_eval_results(folder, tmp_path):
         export_records(folder, "eval-results", tmp_path / "scans.yaml")
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WITH_INSPECT)
 def test_no_format_tells_who_the_patient_is(folder, tmp_path, to):
-    if to == "inspect":
-        pytest.importorskip("inspect_ai")
     given, endings = tmp_path / "eval", {"inspect": "json", "lmms-eval": "jsonl", "model-index": "md"}
     append_records(given, [replace(record, patient="patient-4711") for record in read_records(folder)[:3]])
     write_json_atomically(given / "summary.json", read_summary(folder))
@@ -162,10 +173,8 @@ def test_no_format_tells_who_the_patient_is(folder, tmp_path, to):
     assert all(b"4711" not in file.read_bytes() for file in files)
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WITH_INSPECT)
 def test_a_file_of_another_ending_and_an_unfinished_evaluation_are_refused(folder, tmp_path, to):
-    if to == "inspect":
-        pytest.importorskip("inspect_ai")
     with pytest.raises(SettingsError, match=r"ends in '\.txt'"):
         export_records(folder, to, tmp_path / "out.txt", dataset="me/scans")
     append_records(tmp_path / "eval", read_records(folder)[:3])

@@ -21,11 +21,11 @@ def test_a_cell_is_as_full_as_its_share_and_differences_are_scaled_to_the_larges
     assert re.findall(r'fill-opacity="([\d.]+)"', shares) == ["0.0", "0.6"]
     signed = heat_map(["a"], ["b", "c"], [[-0.05, 0.1]], [[-0.1, 0]], [[0, 0.2]], label="x", signed=True)
     assert re.findall(r'class="cell (\w+)".*?fill-opacity="([\d.]+)"', signed) == [("down", "0.3"), ("up", "0.6")]
-    assert texts(signed) == ["−5.0", "−10 to +0", "+10.0", "+0 to +20"]
+    assert texts(signed) == ["−5.0", "−10 to 0", "+10.0", "0 to +20"]
 
 
 def test_no_difference_at_all_is_drawn_too():
-    assert "+0.0" in heat_map(["a"], ["b"], [[0.0]], [[0.0]], [[0.0]], label="x", signed=True)
+    assert ">0.0<" in heat_map(["a"], ["b"], [[0.0]], [[0.0]], [[0.0]], label="x", signed=True)
     assert forest([("a − b", "s0", 0.0, 0.0, 0.0)], label="x")
     assert forest([], label="nothing")
 
@@ -55,3 +55,12 @@ def test_hostile_names_are_text_and_long_ones_are_cut_but_kept_in_the_title():
         ElementTree.fromstring(svg)
         assert "<script" not in svg and "\u202e" not in svg and "…" in svg
         assert "x" * 80 in svg
+
+
+def test_means_stand_apart_from_the_cells():
+    cells = [[0.5, 0.5], [0.5, 0.5]]
+    together = heat_map(["CT", "mean"], ["CT", "mean"], cells, cells, cells, label="x")
+    apart = heat_map(["CT", "mean"], ["CT", "mean"], cells, cells, cells, label="x", apart=(1, 1))
+    places = [re.findall(r'class="cell[^>]* x="([\d.]+)" y="([\d.]+)"', svg) for svg in (together, apart)]
+    moved = [(float(x) - float(a), float(y) - float(b)) for (a, b), (x, y) in zip(*places, strict=True)]
+    assert moved == [(0, 0), (8, 0), (0, 8), (8, 8)]

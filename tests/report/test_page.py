@@ -12,8 +12,9 @@ import pytest
 
 from medrl import report
 from medrl.errors import RunError
+from medrl.files import write_json_atomically
 from medrl.report.page import write_report
-from medrl.runs import Run, append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import Run, append_records, read_records, read_summary
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><a href='javascript:alert(3)'>x</a>\u202e\x1b[31m'\"&"
 FILTERS = (Path(report.__file__).parent / "templates" / "filters.js").read_text()

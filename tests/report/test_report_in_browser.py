@@ -3,8 +3,9 @@ import shutil
 
 import pytest
 
+from medrl.files import write_json_atomically
 from medrl.report.page import write_report
-from medrl.runs import Run, append_records, read_records, read_summary, write_json_atomically
+from medrl.runs import Run, append_records, read_records, read_summary
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

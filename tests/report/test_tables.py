@@ -4,6 +4,7 @@ import pytest
 
 from medrl.errors import RunError
 from medrl.evaluation.intervals import wilson
+from medrl.files import write_json_atomically
 from medrl.report.tables import (
     by_test_set,
     domain_rows,
@@ -13,7 +14,6 @@ from medrl.report.tables import (
     headline_rows,
     read_evaluation,
 )
-from medrl.runs import write_json_atomically
 
 
 @pytest.fixture(scope="module")

@@ -45,4 +45,6 @@ def test_numbers_as_words():
     assert text.points(-0.041) == "−4.1" and text.points(0.041) == "+4.1"
     assert text.points_range(Interval(0.0, -0.01, 0.02, 9)) == "−1.0 to +2.0"
     assert [text.p_value(p) for p in (0.0001, 0.0213, 0.4)] == ["< 0.001", "0.021", "0.40"]
+    assert [text.p_equals(p) for p in (0.0001, 0.0213)] == ["p < 0.001", "p = 0.021"]
+    assert [text.with_sign(v, 0) for v in (-0.4, 0.0, 0.4, 1.0, -10.0)] == ["0", "0", "0", "+1", "−10"]
     assert [text.duration(s) for s in (81.2, 600, 7500)] == ["81 s", "10 min", "2 h 05 min"]

@@ -7,8 +7,9 @@ from typer.testing import CliRunner
 
 from medrl.cli import app
 from medrl.errors import RunError
+from medrl.files import write_json_atomically
 from medrl.report.watch import watch
-from medrl.runs import Run, append_records, read_records, write_json_atomically
+from medrl.runs import Run, append_records, read_records
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ import pytest
 
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards import check_gold, make_reward
-from medrl.rewards.choose import describe_files
+from medrl.rewards.choose import describe_files, locate_files
 from medrl.types import Completion, Example
 
 CHOICE = Example(id="c-1", source="omni", images=(), question="?", options=("CT", "MRI"), target="A")
@@ -109,3 +109,15 @@ def test_the_files_of_a_reward_are_described_by_their_content(folder):
     assert describe_files({"choice_correct": 1.0, "my_rewards.py:short": 1.0}, [folder]) == digest
     assert describe_files({"by_source": {"a": {"my_rewards.py:short": 1}, "b": "operator:concat"}}, [folder]) == digest
     assert describe_files({"choice_correct": 1.0}, [folder]) == {}
+
+
+def test_a_reward_with_its_files_located_means_the_same_without_folders(folder):
+    file = str(folder / "my_rewards.py")
+    assert locate_files("my_rewards.py:short", [folder]) == f"{file}:short"
+    mixed = {"choice_correct": 1.0, "my_rewards.py:short": 0.5, "operator:concat": 0.5}
+    assert locate_files(mixed, [folder]) == {"choice_correct": 1.0, f"{file}:short": 0.5, "operator:concat": 0.5}
+    by_source = {"by_source": {"a:b": {"my_rewards.py:short": 1}, "default": "my_rewards.py:lesion_size"}}
+    located = locate_files(by_source, [folder])
+    assert located == {"by_source": {"a:b": {f"{file}:short": 1}, "default": f"{file}:lesion_size"}}
+    assert describe_files(located) == {file: describe_files(by_source, [folder])["my_rewards.py"]}
+    assert locate_files("not_there.py:short", [folder]) == "not_there.py:short"  # make_reward says where it looked

@@ -67,23 +67,19 @@ def test_any_string_is_read_or_has_a_problem_whatever_the_kind(kind, text, mode)
         assert answer_correct(example(kind), completion(said, mode)) in (0.0, 1.0)
 
 
-@given(
-    st.sampled_from(KINDS_OF_ANSWERS),
-    st.sampled_from(MODES),
-    st.text(" \n\t\r\u00a0\u3000", max_size=4),
-    st.text(" \n", max_size=4),
-)
-def test_white_space_around_and_doubled_blanks_change_no_verdict(row, mode, before, after):
-    _, question, block, _, right = row
-    said = before + FORMS[mode].format(before + block.replace(" ", "  ") + after) + after
-    assert answer_correct(question, completion(said, mode)) == float(right)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("blank", ["  ", "\t", "\u00a0", " \u3000"])
+def test_white_space_around_and_other_blanks_change_no_verdict(mode, blank):
+    for _, question, block, _, right in KINDS_OF_ANSWERS:
+        said = f"\n{FORMS[mode].format(blank + block.replace(' ', blank) + blank)} \n"
+        assert answer_correct(question, completion(said, mode)) == float(right), said
 
 
-@given(st.sampled_from([row for row in KINDS_OF_ANSWERS if "\\" not in row[2]]), st.sampled_from(MODES))
-def test_letter_case_changes_no_verdict(row, mode):
-    _, question, block, _, right = row
-    for change in (str.upper, str.lower, str.swapcase):
-        assert answer_correct(question, completion(FORMS[mode].format(change(block)), mode)) == float(right)
+@pytest.mark.parametrize("change", [str.upper, str.lower, str.swapcase])
+def test_letter_case_changes_no_verdict(change):
+    for _, question, block, _, right in KINDS_OF_ANSWERS:
+        if "\\" not in block:
+            assert answer_correct(question, completion(FORMS["think"].format(change(block)))) == float(right), block
 
 
 LISTS_OF_TEXTS = [  # letters alone would mean places

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -5,12 +6,15 @@ import torch
 from transformers import GenerationConfig
 
 from medrl.data.prompts import make_prompt
+from medrl.errors import PolicyError
 from medrl.policy.policy import Policy
-from medrl.rollout import engine
-from medrl.rollout.captured import bucket
-from medrl.rollout.engine import generate
-from medrl.rollout.rows import Decoder
+from medrl.rollout import scheduler
+from medrl.rollout.decoder import Decoder
+from medrl.rollout.engine import complete, generate
+from medrl.rollout.prefill import prefill
+from medrl.rollout.rows import Rows
 from medrl.rollout.sampling import Sampling
+from medrl.rollout.scheduler import Tally
 
 SAMPLING = Sampling(max_new_tokens=16)
 
@@ -85,7 +89,7 @@ def test_a_completion_does_not_depend_on_the_batch_it_travels_in(ending, prompts
 @pytest.mark.parametrize("threshold", [0.0, 1.1])
 def test_cutting_finished_rows_out_of_the_cache_changes_nothing(ending, prompts, monkeypatch, threshold):
     expected = generate(ending, prompts, SAMPLING, group_size=3)
-    monkeypatch.setattr("medrl.rollout.engine.COMPACT_BELOW", threshold)
+    monkeypatch.setattr("medrl.rollout.scheduler.REGROUP_BELOW", threshold)
     found = generate(ending, prompts, SAMPLING, group_size=3)
     assert tokens(found) == tokens(expected)
     for ours, theirs in zip(found, expected, strict=True):
@@ -213,25 +217,103 @@ def same(found, expected) -> None:
 @pytest.mark.parametrize("every", [3, 8, 100])
 def test_looking_for_stops_less_often_changes_nothing(ending, prompts, monkeypatch, every):
     expected = generate(ending, prompts, SAMPLING, group_size=3)
-    monkeypatch.setattr(engine, "CHECK_EVERY", {"cpu": every})
+    monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": every})
     same(generate(ending, prompts, SAMPLING, group_size=3), expected)
 
 
-def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
-    """What a GPU captures, run as it is: whole buffers under masks, rows moved to smaller buckets and filled up."""
-    expected = generate(ending, prompts, SAMPLING, group_size=4)
-    moves = []
+def fix_shapes(monkeypatch) -> list[Rows]:
+    """Do as on a GPU, but uncaptured: whole buffers under masks, rows moved between buckets and filled up.
 
-    def opened(policy, sampling, rows):
-        moves.append(rows.here.tolist())
+    Gives the rows of every buffer that is opened, as they were then."""
+    opened = []
+
+    def record(policy, sampling, rows):
+        opened.append(rows.clone())
         return Decoder(policy, sampling, rows, static=True)
 
-    monkeypatch.setattr(engine, "_open", opened)
-    monkeypatch.setattr(engine, "_size", lambda alive, rows, _: size if (size := bucket(alive, rows)) < rows else None)
+    monkeypatch.setattr(scheduler, "_open", record)
+    monkeypatch.setattr(scheduler, "_static", lambda device: True)
+    monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})
     monkeypatch.setattr("medrl.rollout.captured.BUCKETS", (2, 8, 16, 24))
+    monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 128})
+    return opened
+
+
+def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
+    expected = generate(ending, prompts, SAMPLING, group_size=4)
+    opened = fix_shapes(monkeypatch)
     same(generate(ending, prompts, SAMPLING, group_size=4), expected)
-    assert [len(rows) for rows in moves] == sorted({len(rows) for rows in moves}, reverse=True)
-    assert len(moves) > 2 and any(len(set(rows)) < len(rows) for rows in moves)  # some row filled a bucket up
+    sizes = [len(rows.t) for rows in opened]
+    assert sizes == sorted(set(sizes), reverse=True) and set(sizes) <= {2, 8, 16, 24, 32}
+    assert len(sizes) > 2 and any(rows.ended.any() for rows in opened)  # some rows fill a bucket up
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("at_once", "group_size"), [(1, 1), (3, 1), (2, 4), (8, 2)])
+def test_prompts_that_take_the_places_of_finished_ones_are_completed_alike(
+    ending, prompts, monkeypatch, static, at_once, group_size
+):
+    expected = [generate(ending, [prompt], SAMPLING, group_size=group_size, seed=4)[0] for prompt in prompts]
+    opened = fix_shapes(monkeypatch) if static else []
+    spy = Spy(ending, monkeypatch)
+    batches = list(complete(ending, prompts, SAMPLING, at_once=at_once, group_size=group_size, seed=4))
+    found = {one.number: one.completions for batch in batches for one in batch}
+    assert sum(map(len, batches)) == len(found) == len(prompts)  # each once
+    same([found[number] for number in range(len(prompts))], expected)
+    assert max(rows for rows, length in spy.rows if length == 1) <= at_once * group_size
+    assert len({rows.prompts.keys.shape[1:4] for rows in opened}) <= 1  # one shape of prompts for one captured graph
+
+
+def test_a_long_completion_does_not_hold_those_that_wait(ending, prompts):
+    """Rows that share a clock take, batch by batch, the steps of the longest; others are begun meanwhile here."""
+    at_once, tally = 2, Tally()
+    sampling = Sampling(max_new_tokens=24)
+    order = [one.number for batch in complete(ending, prompts, sampling, at_once=at_once, tally=tally) for one in batch]
+    lengths = [len(completion.token_ids) for (completion,) in generate(ending, prompts, sampling)]
+    together = sum(max(lengths[n : n + at_once]) - 1 for n in range(0, len(prompts), at_once))
+    least = max(max(lengths) - 1, (sum(lengths) - len(lengths)) / at_once)
+    assert least <= tally.decode_steps < together
+    assert tally.decode_rows <= at_once * tally.decode_steps
+    assert order != sorted(order)  # who is done is handed over, not held
+
+
+def test_each_prompt_is_computed_once_and_asked_for_when_there_is_a_place(ending, prompts, monkeypatch):
+    encoded, asked = ending.encode(prompts), []
+
+    def encode(numbers):
+        asked.append(list(numbers))
+        return [encoded[number] for number in numbers]
+
+    spy = Spy(ending, monkeypatch)
+    answers = complete(ending, prompts, SAMPLING, at_once=3, encode=encode)
+    next(answers)
+    assert asked[0] == [0, 1, 2] and len(asked) <= 2
+    list(answers)
+    assert [number for numbers in asked for number in numbers] == list(range(8))
+    prefilled = [length for rows, length in spy.rows if length > 1]
+    assert sum(prefilled) == sum(len(prompt.token_ids) for prompt in encoded)
+
+
+@pytest.mark.parametrize("failing", ["prefill", "decode"])
+def test_where_memory_runs_out_fewer_are_completed_at_a_time_and_alike(ending, prompts, monkeypatch, caplog, failing):
+    expected = generate(ending, prompts, SAMPLING, group_size=2)
+    inner = ending.family.hidden
+
+    def hidden(embedded, *rest):
+        rows, length = embedded.shape[:2]
+        if (rows > 4) if failing == "decode" else (length > 200):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(embedded, *rest)
+
+    longest = max(len(prompt.token_ids) for prompt in ending.encode(prompts))
+    assert longest <= 100
+    monkeypatch.setattr(ending.family, "hidden", hidden)
+    with caplog.at_level(logging.WARNING, "medrl"):
+        same(generate(ending, prompts, SAMPLING, group_size=2), expected)
+    assert [record.args[0] for record in caplog.records] == [4, 2]
+    monkeypatch.setattr(ending.family, "hidden", lambda *_: hidden(torch.empty(99, 999)))
+    with pytest.raises(PolicyError, match="example-0 alone"):
+        generate(ending, prompts, SAMPLING, group_size=2)
 
 
 def test_greedy_tokens_are_those_of_transformers(make_policy, make_model, prompts):
@@ -251,10 +333,10 @@ def test_greedy_tokens_are_those_of_transformers(make_policy, make_model, prompt
 
 def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts):
     encoded = policy.encode(prompts[:2])
-    _, kept = engine.prefill(policy, encoded)
+    _, kept = prefill(policy, encoded)
     lengths = [len(prompt.token_ids) for prompt in encoded]
     assert kept.keys.shape[1] == 2 and kept.keys.shape[3] == max(lengths)
-    assert kept.mask.sum((1, 2, 3)).tolist() == lengths
+    assert (~kept.padding).sum((1, 2, 3)).tolist() == lengths
 
 
 @pytest.mark.gpu
@@ -264,6 +346,6 @@ def test_captured_steps_write_what_plain_ones_write(make_policy, prompts, monkey
     policy = Policy(policy.model, policy.processor)
     captured = generate(policy, prompts, SAMPLING, group_size=4)
     again = generate(policy, prompts, SAMPLING, group_size=4)  # on graphs that are there already
-    monkeypatch.setattr(engine, "_open", lambda policy, sampling, rows: Decoder(policy, sampling, rows))
+    monkeypatch.setattr(scheduler, "_open", lambda policy, sampling, rows: Decoder(policy, sampling, rows))
     plain = generate(policy, prompts, SAMPLING, group_size=4)
     assert tokens(captured) == tokens(again) == tokens(plain)

@@ -10,7 +10,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from medrl.study.answers import Method, Table, unsolvable
 from medrl.study.figures import AxisFigures, study_figures
-from medrl.study.page import answer
+from medrl.study.sentences import answer
 from medrl.study.tables import latex, markdown, write_tables
 
 # Ten questions: six of CT, four of MRI; each on an image of its own.
@@ -159,10 +159,14 @@ def test_the_answer_claims_no_more_than_test_and_interval_allow(found):
         assert "no difference is shown" in sentence  # ten questions show nothing after Holm
     sure = {**found, "claims": [{**c, "difference": 0.3, "low": 0.2, "high": 0.4, "p_holm": 0.001, "shown": True}
                                 for c in found["claims"]]}  # fmt: skip
-    assert answer(sure)[0] == (
-        "Outside the trained domain, grpo-no is 30.0 points above zero-shot "
-        "(95 % interval +20.0 to +40.0, p 0.001 after Holm)."
-    )
+    first = answer(sure)[0]  # off the diagonal: (2/4 + 5/6) / 2 against (1/4 + 1/6) / 2
+    assert first.startswith("Outside the trained domain, grpo-no has 66.7\u202f% (")
+    assert ") right on average and zero-shot 20.8\u202f% (" in first
+    assert first.endswith("): +30.0 points (95\u202f% interval +20.0 to +40.0, p = 0.001 after Holm).")
+
+
+def test_what_is_not_shown_says_what_the_test_could_have_seen(found):
+    assert all("; the test can see " in sentence and sentence.endswith(" points).") for sentence in answer(found))
 
 
 def test_tables_say_what_the_matrices_say(found, tmp_path):

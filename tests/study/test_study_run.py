@@ -1,21 +1,25 @@
 """A whole study, killed, shared, failing; and the words that reproduce a cell."""
 
+import hashlib
 import json
 import multiprocessing
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from medrl.cli import app
 from medrl.errors import DataError, SettingsError
-from medrl.runs import read_records
+from medrl.runs import Run, read_records
+from medrl.stopping import Stopped
 from medrl.study.runner import run_cells, state_of
-from medrl.study.study import open_study, run_study
+from medrl.study.study import measure, open_study, run_study
 from medrl.study.written import in_domain
 
 WORKERS = multiprocessing.get_context("forkserver")
@@ -204,6 +208,35 @@ def test_other_work_goes_on_when_a_cell_fails(mini, tmp_path):
     assert len(outcome.done) == 11
 
 
+def test_a_mistake_ends_the_worker_loudly_and_the_next_one_does_the_other_work(mini, tmp_path):
+    plan = open_study(mini / "study.yaml", out=tmp_path).plan
+    unlucky, said = plan.cells[1], []
+
+    def mistaken(cell):
+        if cell.id == unlucky.id:
+            raise KeyError("modality")
+
+    with pytest.raises(KeyError, match="modality"):
+        run_cells(plan.cells, tmp_path, mistaken, say=said.append)
+    assert said[-1] == "    failed: KeyError: 'modality'"
+    assert json.loads((unlucky.folder(tmp_path) / "failed.json").read_text())["reason"] == "KeyError: 'modality'"
+    outcome = run_cells(plan.cells, tmp_path, mistaken, say=said.append)
+    assert [cell.id for cell in outcome.failed] == [unlucky.id] and len(outcome.done) == 11
+
+
+@pytest.mark.parametrize("stop", [Stopped, KeyboardInterrupt, SystemExit])
+def test_a_cell_that_was_stopped_has_not_failed(mini, tmp_path, stop):
+    plan = open_study(mini / "study.yaml", out=tmp_path).plan
+
+    def stopped(cell):
+        raise stop
+
+    with pytest.raises(stop):
+        run_cells(plan.cells, tmp_path, stopped, say=lambda _: None)
+    assert {state_of(cell, tmp_path) for cell in plan.cells} == {"waiting"}
+    assert len(run_cells(plan.cells, tmp_path, lambda cell: None, say=lambda _: None).done) == 13
+
+
 def test_the_plan_names_every_cell_and_runs_none(mini, tmp_path):
     done = CliRunner().invoke(app, ["study", str(mini / "study.yaml"), "--out", str(tmp_path), "--plan", "--json"])
     assert done.exit_code == 0, done.output
@@ -240,6 +273,50 @@ def test_the_command_of_a_cell_gives_what_the_cell_gave(finished, mini, tmp_path
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert read_records(tmp_path / "eval") == read_records(original)
+
+
+@pytest.fixture
+def own_reward(mini, tmp_path) -> Path:
+    """study.yaml of one method, with a reward function in a file beside it."""
+    study = yaml.safe_load((mini / "study.yaml").read_text())
+    study |= {"axes": {"all": {}}, "methods": {"grpo": {"reward": "my_rewards.py:mine"}}}
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "study" / "my_rewards.py").write_text(MINE)
+    return tmp_path / "study" / "study.yaml"
+
+
+MINE = """
+def mine(example, completion):
+    return float(f"<answer>{example.target}</answer>" in completion.text)
+"""
+
+
+@pytest.mark.parametrize("launcher", [[], [sys.executable, "-m", "medrl"]])
+def test_a_reward_beside_the_study_is_found_by_its_estimate_and_its_cells(own_reward, tmp_path, launcher):
+    opened = open_study(own_reward, [f"launcher={json.dumps(launcher)}"], out=tmp_path / "out")
+    if not launcher:
+        measure(opened)
+    outcome = run_study(opened, say=lambda _: None)
+    assert len(outcome.done) == 3 and not outcome.failed
+    trained = next(cell for cell in outcome.done if cell.kind == "train")
+    files = Run.open(trained.result(opened.out)).provenance["reward_files"]
+    assert list(files.values()) == [hashlib.sha256(MINE.encode()).hexdigest()]
+
+
+def test_an_edited_reward_file_is_other_work_and_where_it_lies_is_not(own_reward, tmp_path):
+    def ids(recipe: Path) -> list[str]:
+        return [cell.id for cell in open_study(recipe, out=tmp_path / "out").plan.cells]
+
+    before = ids(own_reward)
+    shutil.copytree(own_reward.parent, tmp_path / "elsewhere")
+    assert ids(tmp_path / "elsewhere" / "study.yaml") == before
+    (own_reward.parent / "my_rewards.py").write_text(MINE + "\n# tuned")
+    base, *trained = ids(own_reward)
+    assert base == before[0] and not set(trained) & set(before)
+    (own_reward.parent / "my_rewards.py").unlink()
+    with pytest.raises(SettingsError, match=r"there is no file my_rewards\.py in .*study"):
+        ids(own_reward)
 
 
 @pytest.mark.parametrize(

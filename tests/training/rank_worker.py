@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from medrl.errors import NonFiniteError
+from medrl.errors import MedrlError, NonFiniteError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rollout.sampling import Sampling
@@ -75,13 +75,27 @@ def run(job: dict, folder: Path) -> dict:
     return {"fingerprint": policy.fingerprint()}
 
 
+def mistake() -> str:
+    """What a rank raises when the code of the second one is wrong."""
+    try:
+        distributed.gather(lambda: {"CT": 0}["CT" if distributed.first() else "PET"])
+    except (MedrlError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     jobs = json.loads((folder / "jobs.json").read_text())
     with distributed.joined():
         told = distributed.gather(lambda: distributed.rank())
         spread = distributed.spread("abcde", lambda mine: [letter.upper() for letter in mine])
-        results = {"told": told, "spread": spread, **{name: run(job, folder) for name, job in jobs.items()}}
+        results = {
+            "told": told,
+            "spread": spread,
+            "mistake": mistake(),
+            **{name: run(job, folder) for name, job in jobs.items()},
+        }
         (folder / f"rank-{distributed.rank()}.json").write_text(json.dumps(results))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
-from medrl.rollout import engine
+from medrl.rollout import scheduler
 from medrl.training import ahead
 from medrl.training.determinism import CUBLAS, deterministic_kernels, random_state, seed_everything, set_random_state
 from medrl.training.train import train
@@ -92,8 +92,8 @@ def exhausted(inner, nth: int, calls: list):
 @pytest.mark.parametrize(
     ("owner", "name", "nth"),
     [
-        (engine, "prefill", 1),
-        (engine.Decoder, "step", 3),
+        (scheduler, "prefill", 1),
+        (scheduler.Decoder, "step", 3),
         (Policy, "logprobs", 1),  # the policy's forward pass
         (Policy, "logprobs", 2),  # the reference's
         (torch.Tensor, "backward", 1),
@@ -128,6 +128,6 @@ def test_completions_that_do_not_fit_alone_are_named_with_what_would_help(
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine, "prefill", full)
+    monkeypatch.setattr(scheduler, "prefill", full)
     with pytest.raises(PolicyError, match=r"too small for 2 completions of example example-\d alone .*max_new_tokens"):
         train(Policy.load(start), examples, lively, OBJECTIVE, out=tmp_path / "run", settings=small, quiet=True)

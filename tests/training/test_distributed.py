@@ -144,6 +144,12 @@ def test_every_rank_hears_the_same_and_work_comes_back_in_order(two):
         assert told["spread"] == ["A", "B", "C", "D", "E"]
 
 
+def test_a_mistake_on_one_rank_is_told_to_the_others_instead_of_leaving_them_waiting(two):
+    first, second = (told["mistake"] for told in two[1])
+    assert second == "KeyError: 'PET'"
+    assert first == "MedrlError: KeyError: 'PET' (on rank 1)"
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_train_what_one_process_trains(two, alone, strategy):
     run = Run.open(two[0] / strategy)

@@ -16,13 +16,19 @@ from medrl.sft import RFT, SFT
 from medrl.training.curriculum import Curriculum, arrange
 from medrl.training.group_relative import GroupRelative, charge_kl, mix_into, shape_overlong
 from medrl.training.methods import check_demonstrations, demonstrate, keep_best, make_method
+from medrl.training.metrics import rollout_rows, step_metrics
 from medrl.training.optim import AdamW, Optim
 from medrl.training.released import SYSTEM, ReleasedTurns
 from medrl.training.setup import Setup
+from medrl.training.totals import Update
 from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Group, Groups, Prompt, Rollout, Score
 
 SAMPLING = Sampling(max_new_tokens=4)
+UPDATE = Update(
+    loss=0.0, policy_loss=0.0, kl=0.0, clip_fraction=0.0, entropy=0.0, grad_norm=0.0, lr=0.0, sampling_gap=None,
+    skipped_groups=0, tokens=0,
+)  # fmt: skip
 
 
 def ask(example):
@@ -105,6 +111,8 @@ def test_the_overlong_penalty_is_a_part_of_the_reward_that_can_be_read():
     groups = shape_overlong(Groups((group("a", LIVE, lengths=[8, 10]),)), max_new_tokens=10, share=0.4)
     assert groups.rewards == [[-0.5, 0.0]]  # 8 of 10 tokens is half-way into the last four
     assert [r.score.parts["overlong"] for r in groups.rollouts] == [-0.5, -1.0]
+    row = step_metrics(groups, UPDATE)
+    assert (row["reward"], row["rewards/overlong/mean"]) == (0.5, -0.75)  # the answers are as right as they were
 
 
 def test_the_kl_in_the_reward_is_the_sampler_s_log_probability_less_the_reference_s(make_policy, examples):
@@ -126,7 +134,10 @@ def test_the_kl_in_the_reward_is_the_sampler_s_log_probability_less_the_referenc
     for rollout, s, row in zip(charged.rollouts, sampled, reference, strict=True):
         kl = sum(s) - float(row.sum())
         assert rollout.score.parts["kl"] == pytest.approx(kl, rel=1e-6)
-        assert rollout.score.value == pytest.approx(1.0 - 0.1 * kl, rel=1e-6)
+        assert rollout.reward == pytest.approx(1.0 - 0.1 * kl, rel=1e-6)
+    row = step_metrics(charged, UPDATE)
+    assert (row["reward"], row["reward_std"], row["frac_reward_zero_std"]) == (1.0, 0.0, 1.0)  # both are as right
+    assert len({row["reward"] for row in rollout_rows(0, charged, [[0.0, 0.0]])}) == 2
 
 
 def test_a_kl_in_the_reward_needs_what_the_sampler_saw():
@@ -293,6 +304,13 @@ def test_a_step_without_a_right_answer_changes_no_weight(make_policy):
 def test_greedy_sampling_is_refused_where_completions_are_compared(policy, objective):
     with pytest.raises(SettingsError, match="temperature is 0"):
         make_method(policy, objective, ask, None, Sampling(temperature=0), 0, 2)  # type: ignore[arg-type]
+
+
+def test_float16_is_refused_for_training_whatever_the_method(make_policy):
+    half = make_policy(torch.float16)
+    for objective in (GRPO(kl_coef=0), RFT(), SFT()):
+        with pytest.raises(SettingsError, match=r"float16 cannot be trained in: .* set it to bfloat16"):
+            make_method(half, objective, ask, None, SAMPLING, 0, 2)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- curriculum

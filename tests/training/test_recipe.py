@@ -54,6 +54,21 @@ def test_a_recipe_trains_what_it_says(recipe, store, tmp_path):
     assert run.provenance["train_rows"] == 3
 
 
+def test_the_store_is_loaded_once_and_verified_by_the_first_rank(recipe, store, monkeypatch):
+    loaded, given, trained = [], [], {}
+    load, verify = recipe_module.store.load, recipe_module.store.verify
+    monkeypatch.setattr(recipe_module.store, "load", lambda path: loaded.append(path) or load(path))
+    monkeypatch.setattr(recipe_module.store, "verify", lambda path, rows: given.append(rows) or verify(path, rows))
+    monkeypatch.setattr(recipe_module, "load_policy", lambda settings: None)
+    monkeypatch.setattr(recipe_module, "train", lambda *_, **options: trained.update(options))
+    run_recipe(recipe, out=recipe.parent / "run")
+    assert loaded == [store] and given == [load(store)]
+    assert trained["provenance"]["data_fingerprint"] == read_info(store).fingerprint
+    monkeypatch.setattr(recipe_module, "from_first", lambda work: "of the first")  # as on the other ranks
+    run_recipe(recipe, out=recipe.parent / "run")
+    assert len(given) == 1 and trained["provenance"]["data_fingerprint"] == "of the first"
+
+
 def test_the_recipe_a_run_keeps_trains_the_same_run(recipe, tmp_path):
     first = run_recipe(recipe, out=tmp_path / "first", quiet=True)
     again = run_recipe(first.path / "recipe.yaml", out=tmp_path / "again", quiet=True)
@@ -77,6 +92,7 @@ def test_a_method_chooses_its_objective(model_folder, store):
         ("data.modality=[OCT]", DataError, "OCT.*has CT, MRI"),
         ("data.train=/no/such/store", DataError, "/no/such/store"),
         ("policy.model=/no/such/model", PolicyError, "/no/such/model"),
+        ("policy.dtype=float16", SettingsError, "float16 cannot be trained in"),
         ("training.template=med-r1", SettingsError, "med-r1"),
     ],
 )
@@ -93,6 +109,26 @@ def test_a_run_is_not_resumed_on_data_that_have_changed(recipe, store, examples,
     write_store(store, examples[:5], source="noise", license="none")
     with pytest.raises(RunError, match="data"):
         run_recipe(recipe, out=tmp_path / "run", resume="must", quiet=True)
+
+
+def test_a_run_is_resumed_with_settings_that_change_no_result_and_others_are_named(recipe, tmp_path):
+    run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    harmless = ["training.save_every=1", "training.tokens_per_micro_batch=900", "policy.checkpoint_activations=true"]
+    run_recipe(recipe, harmless, out=tmp_path / "run", resume="must", quiet=True)
+    changed = [*harmless, "policy.lora.rank=4", "grpo.kl_coef=0.1", "training.steps=3"]
+    with pytest.raises(SettingsError) as error:
+        run_recipe(recipe, changed, out=tmp_path / "run", resume="auto", quiet=True)
+    words = str(error.value)
+    assert "grpo.kl_coef was 0.04 and is now 0.1; policy.lora was None and is now not set" in words
+    assert "policy.lora.rank was not set and is now 4" in words
+    assert "training.steps was 2 and is now 3 (the learning rate falls over them)" in words
+    assert not [name for name in ("save_every", "micro_batch", "checkpoint_activations") if name in words]
+
+
+def test_a_run_may_be_resumed_where_the_same_data_lie_elsewhere(recipe, store, tmp_path):
+    run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    moved = store.rename(tmp_path / "moved")
+    run_recipe(recipe, [f"data.train={moved}"], out=tmp_path / "run", resume="must", quiet=True)
 
 
 def test_filters_and_limit_keep_the_rows_in_order(examples):

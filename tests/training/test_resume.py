@@ -12,11 +12,15 @@ import torch
 from medrl.data.store import load, write_store
 from medrl.errors import RunError, SettingsError
 from medrl.grpo import GRPO
+from medrl.policy.loading import PolicySettings
 from medrl.policy.policy import Policy
 from medrl.runs import Run
 from medrl.sft import RFT, SFT
 from medrl.training.checkpoint import list_checkpoints, load_state
 from medrl.training.curriculum import Curriculum
+from medrl.training.recipe import Data, Recipe
+from medrl.training.settings import Training
+from medrl.training.start import MAY_CHANGE, WHY_NOT
 from medrl.training.train import train
 from medrl.types import Score
 
@@ -291,12 +295,57 @@ def test_other_settings_are_refused_by_name(whole, model_folder, examples, livel
     run, _ = whole
     before = files_of(run.path)
     other = small.model_copy(update={"seed": 99, "steps": 6})
-    with pytest.raises(SettingsError, match="seed, steps"):
+    with pytest.raises(SettingsError, match=r"seed was 3 and is now 99; steps was 5 and is now 6 \(the learning"):
         train(
             Policy.load(model_folder), examples, lively, OBJECTIVE,
             out=run.path, settings=other, resume="auto", quiet=True,
         )  # fmt: skip
     assert files_of(run.path) == before
+
+
+def test_settings_that_change_no_result_may_change(whole, model_folder, examples, lively, small):
+    run, weights = whole
+    other = {"data_workers": 1, "save_every": 1, "keep_checkpoints": 5, "tokens_per_micro_batch": 512}
+    policy = Policy.load(model_folder)
+    train(
+        policy, examples, lively, OBJECTIVE,
+        out=run.path, settings=small.model_copy(update=other), resume="must", quiet=True,
+    )  # fmt: skip
+    assert all(torch.equal(tensor, weights_of(policy)[name]) for name, tensor in weights.items())
+
+
+def test_every_setting_that_may_change_is_one_of_a_recipe():
+    for name in (*MAY_CHANGE, *WHY_NOT):
+        section, _, field = name.partition(".")
+        assert section in Recipe.model_fields
+        assert (
+            not field or field in {"data": Data, "policy": PolicySettings, "training": Training}[section].model_fields
+        )
+
+
+def test_what_changes_no_number_may_change_on_resume(whole, model_folder, examples, lively, small, tmp_path):
+    options = {"out": tmp_path / "run", "quiet": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(Policy.load(model_folder), examples, Interrupted(lively, 17), OBJECTIVE, settings=small, **options)
+    other = small.model_copy(update={"keep_checkpoints": 1, "data_workers": 1, "save_every": small.save_every + 1})
+    run = train(Policy.load(model_folder), examples, lively, OBJECTIVE, settings=other, **options, resume="must")
+    assert len(list(run.checkpoints.iterdir())) == 1
+    assert (run.path / "rollouts.jsonl").read_bytes() == (whole[0].path / "rollouts.jsonl").read_bytes()
+    assert run.recipe == whole[0].recipe  # what it was started with
+
+
+def test_another_model_under_the_same_name_is_refused(whole, model_folder, examples, lively, small, tmp_path):
+    """Its weights are those of the checkpoint, but the KL would be to another start."""
+    run, _ = whole
+    shutil.copytree(run.path, tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    other = Policy.load(model_folder)
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    options = {"out": tmp_path / "run", "settings": small, "resume": "must", "quiet": True}
+    with pytest.raises(RunError, match=r"the model is not the one that .* was started with"):
+        train(other, examples, lively, OBJECTIVE, **options)
+    assert files_of(tmp_path / "run") == before
 
 
 def test_resuming_a_finished_run_changes_nothing_but_gives_its_weights(whole, model_folder, examples, lively, small):

@@ -69,10 +69,27 @@ def test_a_row_holds_the_figures_worked_out_by_hand():
     }
 
 
-def test_a_step_without_rewards_reports_none():
-    shown = step_metrics(Groups((group("one", rollout(1.0, 3)),)), UPDATE)
+def test_demonstrations_report_no_reward():
+    shown = step_metrics(Groups((group("one", rollout(1.0, 3)),), sampled=False), UPDATE)
     assert not [name for name in shown if "reward" in name or name == "parse_fail_rate"]
     assert shown["completions/mean_length"] == 3
+
+
+def test_a_part_s_mean_is_over_the_completions_that_have_it():
+    choice = group("one", rollout(1.0, 4, right=1.0, form=1.0), rollout(0.0, 4, right=0.0, form=0.0))
+    number = group("two", rollout(0.5, 4, form=1.0, near=0.25), rollout(0.5, 4, form=1.0, near=0.75))
+    for step in ((choice, number), (number, choice)):
+        row = step_metrics(Groups(step), UPDATE)
+        means = {name: value for name, value in row.items() if name.startswith("rewards/")}
+        assert means == {"rewards/right/mean": 0.5, "rewards/form/mean": 0.75, "rewards/near/mean": 0.5}
+        assert row["reward"] == 0.5
+
+
+def test_a_reward_without_parts_is_a_reward():
+    row = step_metrics(Groups((group("one", rollout(1.0, 4), rollout(0.0, 4, answer=None)),)), UPDATE)
+    assert (row["reward"], row["reward_std"], row["frac_reward_zero_std"]) == (0.5, pytest.approx(0.5**0.5), 0.0)
+    assert (row["parse_fail_rate"], row["pass@2"]) == (0.5, 0.0) and "tags_off" in row
+    assert not [name for name in row if name.startswith("rewards/")]
 
 
 def test_every_completion_has_its_row_with_its_own_advantage():

@@ -57,6 +57,7 @@ def test_tensorboard_reads_what_was_measured_and_a_step_taken_again_once(run):
     assert b"anna" not in everything_below(run.path / "trackers")
 
 
+@pytest.mark.interop
 def test_mlflow_reads_what_was_measured_and_a_resumed_run_goes_on_in_its_place(run, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -88,6 +89,7 @@ def records_of(log: bytes) -> list[bytes]:
     return records
 
 
+@pytest.mark.interop
 def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -110,6 +112,7 @@ def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     assert wandb.run is None
 
 
+@pytest.mark.interop
 def test_trackio_keeps_what_was_measured(run):
     pytest.importorskip("trackio")
     code = (

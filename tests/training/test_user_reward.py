@@ -1,13 +1,15 @@
 """A reward of the user's own, named in a recipe: it trains, and what it does wrong stops the run with the sample."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from medrl.data.store import write_store
-from medrl.errors import NonFiniteError, RewardError, SettingsError
+from medrl.errors import NonFiniteError, RewardError, RunError, SettingsError
+from medrl.runs import write_json_atomically
 from medrl.training.recipe import run_recipe
 
 REWARDS = """
@@ -34,6 +36,9 @@ def right_or_not(example, completion):
 
 def polite(example, completion):
     return 0.5 * bool(completion.text)
+
+def bare(example, completion):
+    return Score(value=float(f"<answer>{example.target}</answer>" in completion.text))
 
 def half(example, completion):
     return 0.5
@@ -63,9 +68,44 @@ def test_a_function_beside_the_recipe_trains_and_is_recorded(recipe, tmp_path):
     assert {frozenset(row["parts"]) for row in run.rollouts()} == {frozenset({"right"})}
 
 
+def test_a_run_is_not_resumed_with_a_reward_file_that_has_changed(recipe, tmp_path):
+    run = run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    file = tmp_path / "my_rewards.py"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text(REWARDS.replace("/ 7 * 0.5", "/ 7 * 0.1"))
+    with pytest.raises(RunError, match=rf"^my_rewards\.py has changed .*my_rewards\.py: {digest[:12]}\), or choose"):
+        run_recipe(recipe, out=run.path, resume="auto", quiet=True)
+    file.write_text(REWARDS)
+    assert run_recipe(recipe, out=run.path, resume="must", quiet=True).metrics() == run.metrics()
+
+
+def test_a_run_of_before_reward_files_were_recorded_is_resumed(recipe, tmp_path):
+    run = run_recipe(recipe, out=tmp_path / "run", quiet=True)
+    old = {name: fact for name, fact in run.provenance.items() if name != "reward_files"}
+    write_json_atomically(run.path / "provenance.json", old)
+    run_recipe(recipe, out=run.path, resume="must", quiet=True)
+
+
 def test_a_function_that_says_right_or_not_trains(recipe, tmp_path):
     run = run_recipe(recipe, ["reward=my_rewards.py:right_or_not"], out=tmp_path / "run", quiet=True)
     assert {row["parts"]["right_or_not"] for row in run.rollouts()} <= {0.0, 1.0}
+
+
+def test_a_score_without_parts_is_reported(recipe, tmp_path):
+    run = run_recipe(recipe, ["reward=my_rewards.py:bare"], out=tmp_path / "run", quiet=True)
+    (row,) = run.metrics()
+    assert row["reward"] == pytest.approx(sum(r["reward"] for r in run.rollouts()) / len(list(run.rollouts())))
+    assert {"reward_std", "frac_reward_zero_std", "parse_fail_rate", "pass@1"} <= row.keys()
+
+
+def test_a_step_of_two_sources_with_rewards_of_other_parts_is_reported(recipe, examples, tmp_path):
+    rows = [replace(row, source="other" if i % 2 else "noise") for i, row in enumerate(examples)]
+    write_store(tmp_path / "mixed", rows, source="both", license="none")
+    override = "reward={by_source: {noise: {answer_correct: 1.0}, other: my_rewards.py:lesion_size}}"
+    count = f"training.prompts_per_step={len(rows)}"
+    run = run_recipe(recipe, [override, f"data.train={tmp_path / 'mixed'}", count], out=tmp_path / "run", quiet=True)
+    (row,) = run.metrics()
+    assert {"rewards/answer_correct/mean", "rewards/right/mean"} <= row.keys()
 
 
 def test_a_function_that_gives_wrong_answers_as_much_is_warned_about(recipe, tmp_path):

@@ -13,9 +13,10 @@ from medrl.bench.baselines import generate_with_transformers
 from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.bench.step import device_name
+from medrl.evaluation.answer import complete_reading_ahead
 from medrl.provenance import describe_machine
-from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
+from medrl.rollout.scheduler import Tally
 from medrl.types import Prompt
 
 BASELINE_BATCH = 64
@@ -46,13 +47,21 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
         examples = make_examples(Path(folder), settings.items, settings.image_px, text)
         prompts = [ask(example) for example in examples]
 
-        def ours(batch: Sequence[Prompt]) -> list[tuple[int, ...]]:
-            return [completion.token_ids for (completion,) in generate(policy, batch, sampling)]
+        tally = Tally()
 
-        def theirs(batch: Sequence[Prompt]) -> list[tuple[int, ...]]:
-            encoded = policy.encode(batch)
-            written = generate_with_transformers(policy, encoded, 1, settings.completion_tokens, sample=False)
-            return [tuple(row) for row in written.tolist()]
+        def ours(some: Sequence[Prompt]) -> list[tuple[int, ...]]:
+            tally.decode_steps = 0
+            batches = complete_reading_ahead(policy, some, sampling, at_once=settings.batch_size, tally=tally)
+            found = {one.number: one.completions[0].token_ids for batch in batches for one in batch}
+            return [found[number] for number in range(len(some))]
+
+        def theirs(some: Sequence[Prompt]) -> list[tuple[int, ...]]:
+            written = []
+            for start in range(0, len(some), BASELINE_BATCH):
+                encoded = policy.encode(some[start : start + BASELINE_BATCH])
+                out = generate_with_transformers(policy, encoded, 1, settings.completion_tokens, sample=False)
+                written += [tuple(row) for row in out.tolist()]
+            return written
 
         ours_took, answers = _time(policy, prompts, settings.batch_size, ours, settings.repeats, device)
         described = {
@@ -66,6 +75,7 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             "image_px": settings.image_px,
             "prompt_tokens": settings.prompt_tokens,
             "completion_tokens": settings.completion_tokens,
+            "decode_steps": tally.decode_steps,
             "baseline": None,
             "speedup": None,
             **describe_machine(),
@@ -86,18 +96,17 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
 def _time(
     policy: Endless,
     prompts: Sequence[Prompt],
-    batch_size: int,
+    warm_with: int,
     answer: Callable[[Sequence[Prompt]], list[tuple[int, ...]]],
     repeats: int,
     device: str,
 ) -> tuple[Elapsed, list[tuple[int, ...]]]:
-    """What all prompts take, median, after one batch to warm up; and what was answered."""
-    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    answer(batches[0])
+    """What all prompts take, median, after ``warm_with`` of them to warm up; and what was answered."""
+    answer(prompts[:warm_with])
     times, answers = [], []
     for _ in range(repeats):
         policy.forget_prompts()
         with clock(device) as elapsed:
-            answers = [tokens for batch in batches for tokens in answer(batch)]
+            answers = answer(prompts)
         times.append(elapsed)
     return median(times), answers

@@ -7,10 +7,11 @@ structure that agrees everywhere, after the two have been brought into register 
 levels lies between them has been undone. Neighboring slices can agree that well; they are not told apart from copies.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,48 +60,50 @@ class NearPair:
 def find_near(a: np.ndarray, b: np.ndarray | None = None, *, quiet: bool = True) -> list[NearPair]:
     """Pairs of near-duplicates between two sets of pictures, or within one.
 
+    Which of two is laid over which may tip a close case. It is always that of the smaller digest, so the verdict on two
+    pictures is the same in any order of a set, and whichever of two sets they lie in.
+
     Args:
         a: (n,) of ``fingerprints.RECORD``, all different pictures.
         b: (m,) of the same; None: pairs within ``a``, each once with ``a < b``.
         quiet: show no progress.
 
-    Pictures with next to nothing in them are left out: they are the same only if their pixels are.
+    Pictures with next to nothing in them are left out: they are the same only if their pixels are. Two of one digest
+    are one picture, and no near-duplicates.
     """
-    first, second = _Likeness.of(a), _Likeness.of(a if b is None else b)
-    if not len(first.places) or not len(second.places):
+    sets = [(a, _Likeness.of(a))] if b is None else [(a, _Likeness.of(a)), (b, _Likeness.of(b))]
+    if not all(len(likeness.places) for _, likeness in sets):
         return []
     best: dict[tuple[int, int], NearPair] = {}
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(first.places), _BLOCK)]
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    total = sum(len(likeness.places) for _, likeness in sets)
     with (
         ThreadPoolExecutor(threads) as pool,
-        Progress(len(first.places), noun="compare images, image", quiet=quiet) as progress,
+        Progress(total, noun="compare images, image", quiet=quiet) as progress,
     ):
-
-        def compare(block: slice) -> list[NearPair]:
-            pairs = []
-            for turn in range(len(TURNS)):
-                i, j = _candidates(first, second, block, turn, once=b is None)
-                for start in range(0, len(i), _PAIRS):
-                    chunk = slice(start, start + _PAIRS)
-                    pairs += _confirm(a, a if b is None else b, i[chunk], j[chunk], turn)
-            return pairs
-
-        for block, pairs in zip(blocks, pool.map(compare, blocks), strict=True):
-            for pair in pairs:
-                known = best.get((pair.a, pair.b))
-                if known is None or pair.agreement > known.agreement:
-                    best[pair.a, pair.b] = pair
-            progress.advance({}, len(first.places[block]))
+        for number, (records, likeness) in enumerate(sets):
+            compare = functools.partial(_compare, (records, likeness), sets[-1 - number])
+            starts = range(0, len(likeness.places), _BLOCK)
+            for start, pairs in zip(starts, pool.map(compare, starts), strict=True):
+                for pair in pairs:
+                    if number == 1 or (b is None and pair.a > pair.b):
+                        pair = replace(pair, a=pair.b, b=pair.a)
+                    known = best.get((pair.a, pair.b))
+                    if known is None or pair.agreement > known.agreement:
+                        best[pair.a, pair.b] = pair
+                progress.advance({}, len(likeness.places[start : start + _BLOCK]))
     return [best[key] for key in sorted(best)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Likeness:
-    """What is compared of pictures that are not flat, side by side in memory: there may be a thousand million pairs."""
+    """What is compared of pictures that are not flat, in the order of their digests and side by side in memory: there
+    may be a thousand million pairs."""
 
     places: np.ndarray
     """(k,) in the set."""
+    keys: np.ndarray
+    """(k,) the beginning of each digest, rising."""
     hashes: np.ndarray
     """(2, turns, k)."""
     details: np.ndarray
@@ -109,27 +112,52 @@ class _Likeness:
     @classmethod
     def of(cls, records: np.ndarray) -> "_Likeness":
         places = np.flatnonzero(~records["flat"])
+        keys = np.ascontiguousarray(records["digest"][places, :8]).view(">u8")[:, 0].astype(np.uint64)
+        order = np.argsort(keys)
+        places = places[order]
         hashes, details = records["hashes"][places], records["detail"][places]
-        contiguous = np.ascontiguousarray
-        return cls(places, contiguous(hashes.transpose(1, 2, 0)), contiguous(details.transpose(1, 0, 2, 3), np.float32))
+        return cls(
+            places,
+            keys[order],
+            np.ascontiguousarray(hashes.transpose(1, 2, 0)),
+            np.ascontiguousarray(details.transpose(1, 0, 2, 3), np.float32),
+        )
+
+
+_Set = tuple[np.ndarray, "_Likeness"]
+"""Records, and what is compared of them."""
+
+
+def _compare(moving: _Set, fixed: _Set, start: int) -> list[NearPair]:
+    """The pairs of a block of one set with pictures of larger digest of the other, which may be the same."""
+    (moving_records, mine), (fixed_records, theirs) = moving, fixed
+    block = slice(start, start + _BLOCK)
+    after = np.searchsorted(theirs.keys, mine.keys[block], side="right")
+    pairs = []
+    for turn in range(len(TURNS)):
+        i, j = _candidates(mine, theirs, block, after, turn)
+        for begin in range(0, len(i), _PAIRS):
+            chunk = slice(begin, begin + _PAIRS)
+            pairs += _confirm(moving_records, fixed_records, i[chunk], j[chunk], turn)
+    return pairs
 
 
 def _candidates(
-    a: _Likeness, b: _Likeness, block: slice, turn: int, *, once: bool = False
+    a: _Likeness, b: _Likeness, block: slice, after: np.ndarray, turn: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places of pairs whose hashes are close and whose coarse detail agrees, the first of each within ``block``.
 
-    ``once``: the sets are the same; only pairs in order.
+    Args:
+        after: (block,) where in ``b`` the pictures of a larger digest begin; others are no partners.
     """
     found = [np.empty((0, 2), int)]
     room = np.empty((_BLOCK, _TILE), np.uint64), np.empty((_BLOCK, _TILE), np.uint8)
     for one, other in _SIDES:
         turned = _TURN[turn](a.details[one, block])
-        for start in range(0, len(b.places), _TILE):
+        for start in range(int(after[0]), len(b.places), _TILE):
             i, j = _close(a.hashes[one, turn, block], b.hashes[other, 0, start : start + _TILE], room)
             j = j + start
-            if once:
-                i, j = i[(ordered := block.start + i < j)], j[ordered]
+            i, j = i[(larger := j >= after[i])], j[larger]
             agreement = np.einsum("nyx,nyx->n", turned[i], b.details[other, j])
             kept = agreement >= QUICK_AGREEMENT
             found.append(np.stack([a.places[block][i[kept]], b.places[j[kept]]], axis=1))

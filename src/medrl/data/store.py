@@ -11,11 +11,12 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from medrl.data import verified
 from medrl.data.store_images import (
     Names,
     check_space,
@@ -168,10 +169,21 @@ def read_info(path: Path) -> StoreInfo:
     return StoreInfo(**{name: content[name] for name in known})
 
 
-def verify(path: Path) -> StoreInfo:
-    """Recompute the fingerprint of the store at ``path``; DataError when a field or an image byte has changed."""
-    info, examples = read_info(path), load(path)
-    names = {image: image.relative_to(path).as_posix() for row in examples for image in row.images}
+def verify(path: Path, examples: Sequence[Example] | None = None) -> StoreInfo:
+    """Recompute the fingerprint of the store at ``path``; DataError when a field or an image byte has changed.
+
+    Where it was verified before, and no file of it has another size or time since, image bytes are not read again.
+
+    Args:
+        examples: what ``load`` gave for this path, where the caller has it.
+    """
+    path, info = Path(path), read_info(path)
+    examples = load(path) if examples is None else examples
+    images = dict.fromkeys(image for row in examples for image in row.images)
+    state = verified.state_of([path / "store.json", path / "data.parquet", *images])
+    if verified.is_verified(state):
+        return info
+    names = {image: image.relative_to(path).as_posix() for image in images}
     digests = {name: digest_file(image) for image, name in names.items()}
     stored = [replace(row, images=tuple(Path(names[image]) for image in row.images)) for row in examples]
     fingerprint = fingerprint_of(stored, digests)
@@ -180,6 +192,7 @@ def verify(path: Path) -> StoreInfo:
             f"store {path} has changed since it was written: its fingerprint is {fingerprint[:16]}..., "
             f"store.json says {info.fingerprint[:16]}...; import the data again"
         )
+    verified.remember(state)
     return info
 
 

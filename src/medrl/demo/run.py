@@ -18,12 +18,13 @@ from medrl.demo.base import NO_THINK, THINK, build_base
 from medrl.errors import SettingsError
 from medrl.evaluation.compare import compare
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
+from medrl.files import write_json_atomically
 from medrl.grpo import GRPO
 from medrl.policy.loading import DEMO_BASE, PolicySettings
 from medrl.policy.policy import Policy
 from medrl.report.page import write_report
 from medrl.rollout.sampling import Sampling
-from medrl.runs import Run, read_summary, write_json_atomically
+from medrl.runs import Run, read_summary
 from medrl.sft import SFT
 from medrl.training.checkpoint import latest_checkpoint
 from medrl.training.optim import Optim

@@ -1,5 +1,6 @@
 """Questions -> records: by a policy in this process, or by a server. One completion each, or several and their vote."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
-from medrl.policy.policy import Policy
+from medrl.policy.policy import REMEMBERED_PIXEL_BYTES, EncodedPrompt, Policy
 from medrl.rollout.endpoint import Endpoint
-from medrl.rollout.engine import generate
+from medrl.rollout.engine import complete
+from medrl.rollout.sampling import Sampling
+from medrl.rollout.scheduler import Finished, Tally
+from medrl.training.ahead import Ahead
 from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
 
 Question = tuple[Example, Prompt]
@@ -24,6 +28,8 @@ class Answers:
     records: list[EvalRecord]
     refused: dict[str, str]
     """Why a question has no answer, by its id."""
+    decode_steps: int = 0
+    """Steps of decoding so far, those of earlier answers included; 0 where a server decodes."""
 
 
 def answer(
@@ -36,26 +42,68 @@ def answer(
     if isinstance(policy, Endpoint):
         yield from _answer_by_server(policy, questions, settings, root)
         return
-    for start in range(0, len(questions), settings.batch_size):
-        batch = questions[start : start + settings.batch_size]
-        yield Answers(records=_answer_batch(policy, batch, settings, root), refused={})
+    yield from _answer_here(policy, questions, settings, root)
 
 
-def _answer_batch(
+def _answer_here(
     policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+) -> Iterator[Answers]:
+    prompts, tally = [prompt for _, prompt in questions], Tally()
+    sampling, k, at_once = settings.sampling, settings.samples, settings.batch_size
+    batches = complete_reading_ahead(
+        policy, prompts, sampling, at_once=at_once, group_size=k, seed=settings.seed, tally=tally
+    )
+    while True:
+        with policy.looking_once():  # to score the options, the images need not be seen again
+            finished = next(batches, None)
+            if finished is None:
+                return
+            records = _records(policy, questions, finished, settings, root)
+        yield Answers(records=records, refused={}, decode_steps=tally.decode_steps)
+
+
+def complete_reading_ahead(
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, *, at_once: int, **options: Any
+) -> Iterator[list[Finished]]:
+    """``engine.complete``, while threads decode, resize and tokenize what comes next."""
+    together = max(1, at_once // 4)  # as many prompts as may be held ready, once it is known how large they are
+
+    with Ahead(policy, workers=min(8, os.cpu_count() or 1)) as ahead:
+
+        def encode(numbers: Sequence[int]) -> list[EncodedPrompt]:
+            nonlocal together
+            encoded: list[EncodedPrompt] = []
+            ahead.wait()
+            while len(encoded) < len(numbers):
+                some = [prompts[n] for n in numbers[len(encoded) : len(encoded) + together]]
+                ahead.start(some)  # none that is ready is made ready again
+                ahead.wait()
+                encoded += policy.encode(some, room_tokens=sampling.max_new_tokens)
+                largest = max(prompt.pixel_bytes for prompt in encoded)
+                together = max(1, min(at_once, REMEMBERED_PIXEL_BYTES // (2 * largest or 1)))
+            ahead.start(prompts[numbers[-1] + 1 :][:together])
+            return encoded
+
+        yield from complete(policy, prompts, sampling, at_once=at_once, encode=encode, **options)
+
+
+def _records(
+    policy: Policy,
+    questions: Sequence[Question],
+    finished: Sequence[Finished],
+    settings: EvalSettings,
+    root: str | Path | None,
 ) -> list[EvalRecord]:
-    examples, prompts = [example for example, _ in questions], [prompt for _, prompt in questions]
-    sampling, k = settings.sampling, settings.samples
-    with policy.looking_once():  # to score the options, the images need not be seen again
-        encoded = policy.encode(prompts, room_tokens=sampling.max_new_tokens)
-        groups = generate(policy, prompts, sampling, group_size=k, seed=settings.seed, encoded=encoded)
-        graded = [_elect(example, group) for example, group in zip(examples, groups, strict=True)]
-        probs: list[tuple[float, ...] | None] = [None] * len(prompts)
-        if settings.option_probs:
-            probs = option_probs(policy, examples, encoded, [completion for completion, _ in graded])
+    asked = [questions[one.number] for one in finished]
+    examples = [example for example, _ in asked]
+    graded = [_elect(example, one.completions) for example, one in zip(examples, finished, strict=True)]
+    probs: list[tuple[float, ...] | None] = [None] * len(asked)
+    if settings.option_probs:
+        encoded = [one.encoded for one in finished]
+        probs = option_probs(policy, examples, encoded, [completion for completion, _ in graded])
     return [
         replace(make_record(example, prompt, completion, root), option_probs=shares, samples=samples)
-        for example, prompt, (completion, samples), shares in zip(examples, prompts, graded, probs, strict=True)
+        for (example, prompt), (completion, samples), shares in zip(asked, graded, probs, strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ from medrl.evaluation.resume import Start, check_asked, read_answered
 from medrl.evaluation.samples import summarize_samples
 from medrl.evaluation.settings import EvalSettings
 from medrl.evaluation.shards import Shard
+from medrl.files import write_json_atomically
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
@@ -33,7 +34,6 @@ from medrl.runs import (
     is_evaluation,
     read_records,
     read_summary,
-    write_json_atomically,
     write_records_atomically,
 )
 from medrl.settings import choose_settings
@@ -101,10 +101,11 @@ def evaluate(
     missing = [question for question in mine if question[0].id not in done]
     if isinstance(policy, Policy):
         check_room(policy, [prompt for _, prompt in missing], settings.max_new_tokens)
+    decode_steps = 0
     if missing:
         folder = shard.folder(out) if shard else out
         start = Start(out=out, folder=folder, asked=asked, started=started, questions=len(questions))
-        _ask(policy, missing, settings, root, start, name, quiet)
+        decode_steps = _ask(policy, missing, settings, root, start, name, quiet)
         done = read_answered(out, questions)
     ordered = [done[id] for id in questions if id in done]
     summary = {
@@ -124,6 +125,7 @@ def evaluate(
         "started": started,
         # Looking at a finished evaluation again takes no time of the evaluation's.
         "seconds": before.get("seconds", 0.0) + (time.monotonic() - clock if missing or not before else 0.0),
+        "decode_steps": before.get("decode_steps", 0) + decode_steps,
     }
     # Shards and servers answer in any order: the file ends in that of the examples, however it came to be.
     if not (out / RECORDS).is_file() or read_records(out) != ordered:
@@ -179,9 +181,9 @@ def _ask(
     start: Start,
     name: str,
     quiet: bool,
-) -> None:
-    """Append every answer to the records as it comes."""
-    answered, right, refused = 0, 0, {}
+) -> int:
+    """Append every answer to the records as it comes. Returns the steps of decoding that took."""
+    answered, right, refused, decode_steps = 0, 0, {}, 0
     with Progress(len(questions), noun=f"evaluate {name}, question", quiet=quiet) as progress:
         for answers in answer(policy, questions, settings, root):
             if answers.records and not answered:
@@ -190,6 +192,7 @@ def _ask(
             answered += len(answers.records)
             right += sum(record.correct for record in answers.records)
             refused |= answers.refused
+            decode_steps = answers.decode_steps
             row = {"accuracy": right / answered} if answered else {}
             progress.advance(row, steps=len(answers.records) + len(answers.refused))
     if refused:
@@ -198,6 +201,7 @@ def _ask(
             f"the endpoint refused {len(refused)} of {len(questions)} questions (for one, {id}: {reason}). The other "
             f"answers are kept in {start.folder}; the same command asks the refused ones again"
         )
+    return decode_steps
 
 
 def _against_blind(

@@ -12,7 +12,7 @@ from medrl.data import store as stores
 from medrl.data.prompts import find_template, make_prompt
 from medrl.errors import DataError, SettingsError
 from medrl.evaluation.grading import grade
-from medrl.runs import write_text_atomically
+from medrl.files import write_text_atomically
 from medrl.types import Completion, Mode
 
 if TYPE_CHECKING:

@@ -12,18 +12,10 @@ from medrl.evaluation.compare import compare_to_blind
 from medrl.evaluation.completion_rows import COLUMNS, parse_row, read_row, without_mark
 from medrl.evaluation.metrics import accuracy, summarize
 from medrl.evaluation.samples import majority
+from medrl.files import write_json_atomically
 from medrl.rewards.judge import JudgeError
 from medrl.rewards.scorers import CORRECT, FORM, Scorer
-from medrl.runs import (
-    ASKED,
-    SUMMARY,
-    append_records,
-    is_evaluation,
-    is_run,
-    read_records,
-    read_summary,
-    write_json_atomically,
-)
+from medrl.runs import ASKED, SUMMARY, append_records, is_evaluation, is_run, read_records, read_summary
 from medrl.types import Completion, EvalRecord, Example, Mode, Sample
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from medrl.errors import RunError
 from medrl.evaluation.shards import record_files
-from medrl.runs import ASKED, PROGRESS, RECORDS, read_records, write_json_atomically
+from medrl.files import write_json_atomically
+from medrl.runs import ASKED, PROGRESS, RECORDS, read_records
 from medrl.types import EvalRecord, Example, Prompt
 
 EARLIER: dict[str, Any] = {"option_probs": True, "sampling": None}

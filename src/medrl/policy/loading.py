@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 from safetensors import SafetensorError
 
-from medrl.errors import PolicyError
+from medrl.errors import PolicyError, SettingsError
 from medrl.policy.lora import Lora
 from medrl.settings import Settings
 
@@ -23,7 +23,7 @@ class PolicySettings(Settings):
     model: str
     """A folder with a Hugging Face model and processor, a hub id, or ``demo-base``."""
     dtype: Dtype = "bfloat16"
-    """Precision of the weights in the forward pass; the optimizer keeps float32 masters."""
+    """Precision of the weights in the forward pass; the optimizer keeps float32 masters. float16 only evaluates."""
     freeze_vision: bool = False
     """Leave the vision tower as it is."""
     min_pixels: int | None = Field(default=None, ge=1)
@@ -37,6 +37,15 @@ class PolicySettings(Settings):
     """Recompute layers in the backward pass: less memory, about a third more time, the same gradient."""
     compile_layers: Literal["auto"] | bool = "auto"
     """Fuse what surrounds the layers' matrix products, in training and decoding; auto does so on a GPU and says so."""
+
+
+def check_trainable(dtype: str) -> None:
+    """Raise ``SettingsError`` for a precision whose gradients would be lost."""
+    if dtype == "float16":
+        raise SettingsError(
+            "policy.dtype float16 cannot be trained in: its gradients underflow below 6e-8, and losses are not scaled "
+            "here: set it to bfloat16 (or float32); float16 is for evaluation alone"
+        )
 
 
 def resolve_model(model: str) -> str:

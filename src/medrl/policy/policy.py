@@ -41,6 +41,7 @@ from medrl.policy.loading import (
     Dtype,
     PolicySettings,
     check_folder,
+    check_trainable,
     check_weights,
     from_hub,
     resolve_model,
@@ -437,7 +438,8 @@ class Policy:
 
 
 def load_policy(settings: PolicySettings) -> Policy:
-    """The policy a recipe asks for."""
+    """The policy a recipe asks for, to be trained."""
+    check_trainable(settings.dtype)
     policy = Policy.load(
         settings.model,
         dtype=settings.dtype,

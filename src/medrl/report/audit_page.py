@@ -6,10 +6,10 @@ from pathlib import Path
 
 from medrl.data.leaks import ImageMatch
 from medrl.evaluation.audit import BLIND, DEFAULT_FAIL_ON, Audit
+from medrl.files import write_text_atomically
 from medrl.report import plots
 from medrl.report.environment import page_environment
 from medrl.report.gallery import Picture, embed_image
-from medrl.runs import write_text_atomically
 from medrl.types import relative_to
 
 MAX_PAIRS = 60

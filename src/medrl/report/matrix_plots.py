@@ -13,6 +13,8 @@ from medrl.report.text import UNKNOWN, points, visible
 
 CELL_WIDTH, CELL_HEIGHT = 86, 46
 LABEL_WIDTH, LINE_HEIGHT = 134, 14
+GAP = 8
+"""Pixels between cells and their means."""
 STRONGEST = 0.6
 """Opacity of the fullest cell: the number on it stays readable."""
 
@@ -20,8 +22,8 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 def heat_width(columns: Sequence[str]) -> int:
-    """Pixels that a heat map of these columns takes."""
-    return LABEL_WIDTH + CELL_WIDTH * len(columns)
+    """Pixels that a heat map of these columns takes, with room for means beside them."""
+    return LABEL_WIDTH + CELL_WIDTH * len(columns) + GAP
 
 
 def heat_map(
@@ -34,27 +36,30 @@ def heat_map(
     label: str,
     signed: bool = False,
     marked: Sequence[tuple[int, int]] = (),
+    apart: tuple[int, int] | None = None,
 ) -> str:
     """Shares (0 to 1), or differences when ``signed``: a cell each, with value and 95 % interval in percent or points.
 
     Differences are scaled to the largest one. ``marked`` cells (row, column) get a frame: the trained domain.
+    Rows and columns from ``apart`` on stand a little apart: means.
     """
+    first_row, first_column = apart or (len(rows), len(columns))
+    left = [LABEL_WIDTH + CELL_WIDTH * j + GAP * (j >= first_column) for j in range(len(columns))]
     known = [abs(value) for line in values for value in line if value is not None]
     top = max(known, default=0.0) or 1.0
     heads, sides = [_wrap(column, 14) for column in columns], [_wrap(row, 15) for row in rows]
     head_height = LINE_HEIGHT * max(map(len, heads), default=1) + 16
-    width, height = heat_width(columns), head_height + CELL_HEIGHT * len(rows)
+    width, height = heat_width(columns), head_height + CELL_HEIGHT * len(rows) + GAP * (len(rows) > first_row)
     body = []
     for j, (column, lines) in enumerate(zip(columns, heads, strict=True)):
-        x, y = LABEL_WIDTH + CELL_WIDTH * (j + 0.5), head_height - 10
+        x, y = left[j] + CELL_WIDTH * 0.5, head_height - 10
         body.append(_lines("middle", column, lines, x, y - LINE_HEIGHT * (len(lines) - 1)))
     for i, (row, lines) in enumerate(zip(rows, sides, strict=True)):
-        y = head_height + CELL_HEIGHT * i
+        y = head_height + CELL_HEIGHT * i + GAP * (i >= first_row)
         body.append(_lines("heading end", row, lines, LABEL_WIDTH - 10, y + 27 - LINE_HEIGHT * (len(lines) - 1) / 2))
         for j in range(len(columns)):
             value, ends = values[i][j], (low[i][j], high[i][j])
-            x = LABEL_WIDTH + CELL_WIDTH * j
-            body.append(_cell(x, y, value, ends, top if signed else 1.0, signed, (i, j) in marked))
+            body.append(_cell(left[j], y, value, ends, top if signed else 1.0, signed, (i, j) in marked))
     return _svg(body, label, f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"', "chart heat")
 
 

@@ -19,7 +19,8 @@ import yaml
 from medrl.errors import RunError
 from medrl.evaluation.intervals import Interval
 from medrl.evaluation.samples import summarize_samples
-from medrl.report import plots, text
+from medrl.files import write_text_atomically
+from medrl.report import lead, plots
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.monitors import Reading, read_monitors
@@ -38,15 +39,9 @@ from medrl.report.tables import (
     read_evaluation,
     run_alarms,
 )
-from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary, write_text_atomically
+from medrl.runs import SUMMARY, Run, is_evaluation, is_run, read_summary
 
 MAX_TITLE_NAMES = 4
-_FIGURES = {
-    "n", "accuracy", "chance", "by_modality", "by_question_type", "by_source", "parse_fail_rate", "truncated_rate",
-    "well_formed", "mean_tokens", "answer_letters", "target_letters", "blind", "comparison_to_blind", "samples",
-    "pass@k", "agreement",
-}  # fmt: skip
-"""What a summary holds besides provenance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +68,8 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
     if out.is_dir():
         raise RunError(f"--out {out} is a folder: give a file, e.g. {out / 'report.html'}")
     runs, evaluations = _gather([Path(folder) for folder in dirs])
-    test_sets = [_test_set_part(group) for group in by_test_set(evaluations)]
+    groups = by_test_set(evaluations)
+    test_sets = [_test_set_part(group) for group in groups]
     page = (
         page_environment()
         .get_template("report.html.jinja")
@@ -81,12 +77,15 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
             **filter_script(),
             title=_title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
             runs=runs,
+            asked=lead.asked([(part.name, part.run, len(part.metrics)) for part in runs], groups),
+            answers=[lead.answer(group) for group in groups],
+            commands=lead.commands([(part.name, part.run) for part in runs], groups),
             curves=_curves(runs),
             test_sets=test_sets,
             alarms=_alarms(runs, test_sets),
-            provenance=[(evaluation.name, _provenance(evaluation)) for evaluation in evaluations],
+            provenance=[(evaluation.name, lead.provenance(evaluation)) for evaluation in evaluations],
             gallery_rule=RULE,
-            flatten=_flatten,
+            flatten=lead.flatten,
         )
     )
     write_text_atomically(out, page)
@@ -223,23 +222,3 @@ def _passes(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str
 def _alarms(runs: Sequence[RunPart], test_sets: Sequence[Mapping[str, Any]]) -> list[str]:
     alarms = [alarm for part in runs for alarm in run_alarms(part.name, part.monitors)]
     return alarms + [alarm for test_set in test_sets for alarm in test_set["alarms"]]
-
-
-def _provenance(evaluation: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in evaluation.summary.items() if key not in _FIGURES}
-
-
-def _flatten(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as (dotted name, text) in their order."""
-    rows: list[tuple[str, str]] = []
-    for key, value in facts.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            rows += _flatten(value, f"{name}.")
-        elif key == "seconds" and isinstance(value, int | float):
-            rows.append((f"{prefix}wall-clock", text.duration(value)))
-        elif isinstance(value, list):
-            rows.append((name, ", ".join(map(str, value)) or text.UNKNOWN))
-        else:
-            rows.append((name, text.UNKNOWN if value in (None, "", {}) else str(value)))
-    return rows

@@ -53,7 +53,13 @@ def points(difference: float | None, digits: int = 1) -> str:
     """``0.123`` -> ``+12.3``: a difference of two percentages."""
     if difference is None:
         return UNKNOWN
-    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+    return with_sign(100 * difference, digits)
+
+
+def with_sign(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to nothing has none."""
+    shown = f"{value:+.{digits}f}".replace("-", "−")
+    return shown[1:] if not shown.strip("+−0.") else shown
 
 
 def points_range(interval: Interval) -> str:
@@ -66,6 +72,11 @@ def points_range(interval: Interval) -> str:
 def p_value(p: float) -> str:
     """``0.0213`` -> ``0.021``; tiny ones as a bound."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_equals(p: float) -> str:
+    """``0.0213`` -> ``p = 0.021``; tiny ones as a bound."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def duration(seconds: float) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from medrl.errors import SettingsError
+from medrl.files import write_text_atomically
 from medrl.report.tables import Evaluation
 from medrl.report.text import visible
-from medrl.runs import write_text_atomically
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CAUTION = "Research use only; model-generated reasoning is not an explanation of the model."

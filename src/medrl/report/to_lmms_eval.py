@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medrl.errors import SettingsError
+from medrl.files import write_json_atomically, write_text_atomically
 from medrl.report.tables import Evaluation
 from medrl.report.text import asked_text
-from medrl.runs import write_json_atomically, write_text_atomically
 from medrl.types import EvalRecord
 
 

@@ -45,7 +45,7 @@ def read_box(text: str) -> tuple[Box | None, str]:
     """
     if len(text) > _MAX_CHARS:
         return None, "answer is too long"
-    text = _PIXELS.sub("", text)
+    text = _PIXELS.sub("", " ".join(text.split()))
     if _TAKEN_BACK.search(_QUOTED.sub("", text)):
         return None, "says what is not the box"
     corners, problem = _find_corners(text)

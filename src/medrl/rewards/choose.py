@@ -94,6 +94,21 @@ def describe_files(spec: str | Mapping[str, Any], folders: Sequence[Path] = (Pat
     return found
 
 
+def locate_files(spec: str | Mapping[str, Any], folders: Sequence[Path]) -> str | dict[str, Any]:
+    """The same reward with each file of functions named by where it lies, found as ``make_reward`` finds it: it then
+    means the same without ``folders``."""
+    if isinstance(spec, str):
+        place, _, name = spec.rpartition(":")
+        file = _find_file(place, folders) if place.endswith(".py") else None
+        return f"{file}:{name}" if file else spec
+    return {
+        str(locate_files(str(name), folders)): locate_files(given, folders)
+        if isinstance(given, str | Mapping)
+        else given
+        for name, given in spec.items()
+    }
+
+
 def _load(place: str, path: str, folders: Sequence[Path]) -> ModuleType:
     try:
         if not place.endswith(".py"):

@@ -58,6 +58,7 @@ def _options_listed(text: str, options: Sequence[str]) -> tuple[set[int] | None,
     if len(text) > SPARE_CHARS + 2 * sum(map(len, options)):
         return None, "answer is too long"
     body = _AROUND_LIST.sub("", strip_phrases(clean(text)))
+    body = re.sub(r"\)\s?(?=\()", "), ", body)  # "(A)(C)"
     # Letters mean the options they stand for, even where an option's own text is a letter: "A, C" is two of them.
     for separator in (r"[,;\n]", r"\s"):
         listed = [trim(piece) for piece in re.split(separator, body)]

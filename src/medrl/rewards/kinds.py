@@ -1,5 +1,6 @@
 """Reading and grading by kind of question: one visible table."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from medrl.types import KINDS, LETTERS, Completion, Example, Kind
 RIGHT_IOU = 0.5
 """Overlap from which a box counts as right; the usual threshold of detection (PASCAL VOC)."""
 _MAX_SHORT_CHARS = 2000
+_BOXED = re.compile(r"[\s$]*\\(?:boxed|fbox)\s?\{(?:\\text\s?\{)?([^{}]*)\}{1,2}[\s$.]*")
 _MAX_BARE_WORDS = 12
 """Longest text without answer tags that is taken for a short answer and not for reasoning."""
 
@@ -108,6 +110,8 @@ def _read_number(text: str, options: Sequence[str]) -> tuple[str | None, str]:
 def _read_short(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     if len(text) > _MAX_SHORT_CHARS:
         return None, "answer is too long"
+    if boxed := _BOXED.fullmatch(text):
+        text = boxed[1]
     return (trim(text), "") if words_of(text.casefold()) else (None, "empty answer")
 
 

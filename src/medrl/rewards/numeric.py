@@ -25,7 +25,7 @@ _PLAIN = re.compile(
 )
 _FRACTION = re.compile(r"([+-]?\d{1,9})\s?/\s?(\d{1,9})(?![\d/.])")
 _MIXED = re.compile(r"(\d{1,4})\s(?:and\s)?(\d{1,2})\s?/\s?(\d{1,2})(?![\d/.])")
-_EDGES = " .!*_`\"'$()[]{}"
+_EDGES = " .,;!*_`\"'$()[]{}"
 _LATEX_IN_WORDS = tuple(
     (re.compile(pattern), plain)
     for pattern, plain in (

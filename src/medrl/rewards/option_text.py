@@ -20,7 +20,7 @@ _ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "nbsp": " ", "quot": '"', "#39": 
 _ENTITY = re.compile(r"(?ai)&(lt|gt|amp|nbsp|quot|#39);")
 _MARKUP = re.compile(
     r"""(?ai)</?(?:b|i|u|p|a|br|em|strong|span|code|pre|div|sup|mark|font|center|small|big|li|ul|ol|h[1-6]|table|tr|td)
-        (?:\s[^<>]{0,80}=[^<>]{0,80})?\s?/?>
+        (?:\s[^<>]{0,80}=[^<>]{0,80})?\s{0,9}/?>
       | <\|[a-z0-9_]{1,40}\|> | <(?:bos|eos|pad|(?:start|end)_of_turn)>""",
     re.VERBOSE,
 )
@@ -109,9 +109,13 @@ def trim(text: str) -> str:
 
 
 def is_forgiven(char: str) -> bool:
-    """Punctuation, brackets, blanks and invisible characters; not the signs and dashes that change a meaning."""
+    """Punctuation, brackets, blanks, check marks, what is invisible; not the signs and dashes that change a meaning."""
     category = unicodedata.category(char)
-    return char in "`$|~^" or (category[0] in "PZ" and category != "Pd" and char != "%") or category in ("Cc", "Cf")
+    return (
+        char in "`$|~^✓✔✅☑\ufe0f"
+        or (category[0] in "PZ" and category != "Pd" and char != "%")
+        or category in ("Cc", "Cf")
+    )
 
 
 def _as_written(text: str) -> str:

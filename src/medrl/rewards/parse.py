@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from medrl.errors import RewardError, SettingsError
 from medrl.rewards.option_text import (
     ARTICLE,
+    LABEL,
     clean,
     is_forgiven,
     options_as_written,
@@ -160,12 +161,13 @@ def _tags_before_reasoning(tags: list[Tag]) -> list[Tag]:
 
 _LAST_LETTER = re.compile(
     r"""(?: [\s,;:]*[(\[]\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])\s?[)\]]
-          | (?:[,;:=]|\s-|\n)\s?(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])
+          | (?:(?:[,;:=]|\s-|\n)\s?|\.\s)(?:(?:option|choice|answer)[\s:]{1,2})?([a-z])
           | (?:\.|,?(?:\swhich)?\sis)\s(?:the\s)?(?:option|choice|answer)(?:\sis)?[\s:]{1,2}([a-z])
         )[\s.!*_"'`]*\Z""",
     re.VERBOSE,
 )
 _LAST_LETTER_CHARS = 32
+_BEHIND_LETTER = re.compile(r"\A[)\].:,\s]*(?:[-=]+>|[=→⇒])?\s*")
 _STRUCK_OUT = re.compile(r"(?ais)~~[^~]*~~|<(del|strike)>.*?</\1>")
 SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
@@ -213,7 +215,7 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    bare = rest.lstrip(")].:,= \n")
+    bare = _BEHIND_LETTER.sub("", rest, count=1)
     if (written := options_as_written(bare, options)) and letter not in written:
         return []
     bodies = {rest, bare, strip_lead_in(bare)}
@@ -281,7 +283,9 @@ def _say_why_unreadable(body: str, options: Sequence[str]) -> str:
     letter = _bare_letter(body)
     split = _split_last_letter(body) or (None if ARTICLE.match(body) else _split_first_letter(body))
     index = letter if letter is not None else split[0] if split else None
-    if index is None:
+    # "I see" and "X-rays" begin with letters that nobody meant; "Z. PET" and "Z CT" say which one they mean.
+    meant = letter is not None or texts or LABEL.match(body) or _split_last_letter(body)
+    if index is None or (index >= len(options) and not meant):
         return "no option has this text"
     if index >= len(options):
         return f"letter {chr(ord('A') + index)} is not offered"

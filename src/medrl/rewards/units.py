@@ -20,6 +20,7 @@ _SCALES: dict[str, dict[str, float]] = {
     "length": {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "dm": 1e-1, "m": 1.0, "km": 1e3, "inch": 0.0254},
     "area": {"mm2": 1e-6, "cm2": 1e-4, "m2": 1.0},
     "volume": {"µl": 1e-9, "mm3": 1e-9, "ml": 1e-6, "cm3": 1e-6, "cl": 1e-5, "dl": 1e-4, "l": 1e-3, "m3": 1.0},
+    "amount": {"pmol": 1e-12, "nmol": 1e-9, "µmol": 1e-6, "mmol": 1e-3, "mol": 1.0},
     "mass": {"ng": 1e-12, "µg": 1e-9, "mg": 1e-6, "g": 1e-3, "kg": 1.0},
     "time": {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0, "week": 604800.0},
     "age": {"month": 1.0, "year": 12.0},
@@ -28,7 +29,7 @@ _SCALES: dict[str, dict[str, float]] = {
     "frequency": {"khz": 1e3, "mhz": 1e6, "hz": 1.0},
     "temperature": {"°c": 1.0, "°f": 5 / 9},
 }
-"""Unit -> what one of it is worth, by what is measured. Units that are not here are compared by their words."""
+"""Unit -> what one of it is worth, by what is measured; ``mg/dl`` is made of two. Others are compared by words."""
 _SHARES = {"": 1.0, "%": 0.01, "‰": 0.001}
 """A share is a bare number: 50 % is 0.5, and never 50."""
 _ZERO_OF_F = -160 / 9
@@ -42,7 +43,9 @@ _SPELLINGS = {
     "sec": "s", "second": "s", "minute": "min", "hr": "h", "hour": "h", "d": "day", "wk": "week",
     "mo": "month", "yr": "year", "y": "year", "y o": "year", "year old": "year", "degree": "°", "deg": "°",
     "percent": "%", "pct": "%", "per cent": "%", "hounsfield unit": "hu", "years old": "year",
-    "beats per minute": "bpm", "c": "°c", "celsius": "°c", "°celsius": "°c", "f": "°f", "fahrenheit": "°f",
+    "beats per minute": "bpm", "beats/min": "bpm", "umol": "µmol", "tesla": "t",
+    "deciliter": "dl", "decilitre": "dl", "millimole": "mmol", "micromole": "µmol",
+    "c": "°c", "celsius": "°c", "°celsius": "°c", "f": "°f", "fahrenheit": "°f",
     "°fahrenheit": "°f",
 }  # fmt: skip
 _UNIT = re.compile(r"(?:° ?)?[^\W\d_]+[23]?(?:[ /.%°]{1,2}[^\W\d_]+[23]?)*")
@@ -68,13 +71,19 @@ def read_unit(rest: str) -> str | None:
     if rest in ("°", "%", "‰"):
         return rest
     rest = _OF_WHAT.sub("", f" {rest}").strip().replace("μ", "µ").replace("^", "").replace("-", " ").strip()
+    rest = rest.replace(" /", "/").replace("/ ", "/")
     if not rest:
         return ""
     if not _UNIT.fullmatch(rest) or len(rest.split()) > _MAX_UNIT_WORDS or _NO_UNIT.search(rest):
         return None
     rest = _DEGREES.sub("°", rest)
-    singular = rest[:-1] if re.search(r"\w\ws$", rest) else rest
-    return _SPELLINGS.get(rest) or _SPELLINGS.get(singular, singular)
+    parts = [_spell(part) for part in re.split(r"/| per ", rest)]
+    return "/".join(parts) if len(parts) == 2 and all(part in _MEASURES for part in parts) else _spell(rest)
+
+
+def _spell(unit: str) -> str:
+    singular = unit[:-1] if re.search(r"\w\ws$", unit) else unit
+    return _SPELLINGS.get(unit) or _SPELLINGS.get(singular, singular)
 
 
 def convert(quantity: Quantity, unit: str, zero: float = _ZERO_OF_F) -> float | None:
@@ -87,10 +96,19 @@ def convert(quantity: Quantity, unit: str, zero: float = _ZERO_OF_F) -> float | 
         return number
     if given in _SHARES and unit in _SHARES:
         return number * _SHARES[given] / _SHARES[unit]
-    if given not in _MEASURES and unit not in _MEASURES and not {given, unit} & {"%", "‰"}:
+    (mine, worth), (theirs, size) = _measure(given), _measure(unit)
+    if not mine and not theirs and not {given, unit} & {"%", "‰"}:
         return number if "" in (given, unit) else None  # what is counted may be left out
-    (mine, worth), (theirs, size) = _MEASURES.get(given, ("", 1.0)), _MEASURES.get(unit, ("", 1.0))
     if mine != theirs or not mine:
         return None
     zeros = {"°f": zero}
     return (number * worth + zeros.get(given, 0.0) - zeros.get(unit, 0.0)) / size
+
+
+def _measure(unit: str) -> tuple[str, float]:
+    """What a unit or a quotient of two measures, and its worth; empty for others."""
+    over, _, under = unit.partition("/")
+    if over in _MEASURES and under in _MEASURES:
+        (mine, worth), (theirs, size) = _MEASURES[over], _MEASURES[under]
+        return f"{mine}/{theirs}", worth / size
+    return _MEASURES.get(unit, ("", 1.0))

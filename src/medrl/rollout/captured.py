@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from medrl.policy.policy import Policy
-from medrl.rollout.rows import Decoder, Prompts, Rows
+from medrl.rollout.decoder import Decoder
+from medrl.rollout.rows import Prompts, Rows
 from medrl.rollout.sampling import Sampling
 
 BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-PROMPT_BLOCK = 128
-"""Prompts are padded to a multiple of this, so that batches of about the same length share their graphs."""
 
 
 class CapturedDecoder:
@@ -60,17 +59,17 @@ class Graphs:
 
     def open(self, policy: Policy, sampling: Sampling, rows: Rows) -> CapturedDecoder:
         """A decoder for these rows, on buffers that were captured before where there are such."""
-        shape = (rows.prompts.keys.shape, rows.table.shape, rows.written.shape[1], sampling, policy.stop_token_ids)
+        shape = (rows.prompts.keys.shape, rows.table.shape, rows.limit, sampling, policy.stop_token_ids)
         if shape != self._shape:
             self._decoders.clear()
             self._shape, self._prompts = shape, _clone(rows.prompts)
         elif self._prompts is not rows.prompts:
             assert self._prompts is not None
-            for name in ("keys", "values", "mask"):
+            for name in ("keys", "values", "padding"):
                 getattr(self._prompts, name).copy_(getattr(rows.prompts, name))
         assert self._prompts is not None
         rows = replace(rows, prompts=self._prompts)
-        size = len(rows.here)
+        size = len(rows.t)
         if size not in self._decoders:
             self._decoders[size] = CapturedDecoder(policy, sampling, rows)
         decoder = self._decoders[size]
@@ -84,4 +83,4 @@ def bucket(rows: int, largest: int) -> int:
 
 
 def _clone(prompts: Prompts) -> Prompts:
-    return Prompts(keys=prompts.keys.clone(), values=prompts.values.clone(), mask=prompts.mask.clone())
+    return Prompts(keys=prompts.keys.clone(), values=prompts.values.clone(), padding=prompts.padding.clone())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medrl.data import store
+from medrl.files import write_json_atomically
 from medrl.report.text import duration
-from medrl.runs import write_json_atomically
 from medrl.settings import dump_settings
 from medrl.study.claims import exclusive
 from medrl.study.plan import Cell, Plan

@@ -5,22 +5,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medrl.data import store
 from medrl.evaluation.intervals import Interval
+from medrl.files import write_text_atomically
 from medrl.report import matrix_plots, plots, text
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.tables import failure_rows
-from medrl.runs import Run, is_run, write_text_atomically
-from medrl.study.figures import by_name
+from medrl.runs import Run, is_run
 from medrl.study.plan import Cell, Plan
 from medrl.study.runner import FAILED
+from medrl.study.sentences import answer
 from medrl.study.settings import Study
 from medrl.study.tables import TITLES
 from medrl.study.work import command
 from medrl.study.written import in_domain
 
-CURVES = ("reward", "rewards/choice_correct/mean", "completions/mean_length", "kl", "entropy")
-"""Curves of every method's specialists."""
+ONLY_SFT = {"loss", "entropy", "grad_norm", "lr"}
+"""Curves that mean something where nothing was sampled."""
 
 
 def write_study_page(plan: Plan, out: Path, figures: Mapping[str, Any], file: Path) -> Path:
@@ -42,56 +44,12 @@ def write_study_page(plan: Plan, out: Path, figures: Mapping[str, Any], file: Pa
             axes=[_axis_part(axis, found) for axis, found in figures.items()],
             curves=_curves(plan, out),
             failures=list(_failures(plan.cells, out)),
+            provenance=_provenance(plan, out),
             commands=_commands(plan, out),
         )
     )
     write_text_atomically(file, page)
     return file
-
-
-def answer(found: Mapping[str, Any]) -> list[str]:
-    """Three sentences: the best off the diagonal against zero-shot, against supervised training, and against rules that
-    see no image. They claim no more than interval and corrected test allow."""
-    scope = "off_diagonal" if found["trained_on"] != ["all"] else "overall"
-    trained = {name: matrix for name, matrix in found["methods"].items() if matrix["seeds"]}
-    means = {name: found["means"][name][scope]["value"] for name in trained}
-    known = {name: value for name, value in means.items() if value is not None}
-    if not known:
-        return ["No method has all its specialists yet, so nothing is compared."]
-    best = max(known, key=known.__getitem__)
-    reinforced = {name: value for name, value in known.items() if trained[name]["objective"] != "sft"}
-    supervised = next((name for name in known if trained[name]["objective"] == "sft"), None)
-    hero = max(reinforced, key=reinforced.__getitem__) if reinforced else best
-    zero_shot = next(name for name, matrix in found["methods"].items() if not matrix["seeds"])
-    sentences = [_sentence(found, hero, zero_shot, scope)]
-    if supervised and supervised != hero:
-        sentences.append(_sentence(found, hero, supervised, scope))
-    sentences.append(_sentence(found, hero, f"blind: {found['best_blind']}", "overall"))
-    return sentences
-
-
-def _sentence(found: Mapping[str, Any], a: str, b: str, scope: str) -> str:
-    claim = by_name(found["claims"], a, b, scope) or _turned(by_name(found["claims"], b, a, scope))
-    if claim is None or claim["difference"] is None:
-        return f"{a} and {b} cannot be compared: an evaluation is missing."
-    difference, low, high = claim["difference"], claim["low"], claim["high"]
-    where = {"off_diagonal": "outside the trained domain", "diagonal": "in the trained domain", "overall": "overall"}[
-        scope
-    ]
-    ends = "no interval" if low is None else f"95 % interval {text.points(low)} to {text.points(high)}"
-    evidence = f"{ends}, p {text.p_value(claim['p_holm'])} after Holm"
-    if claim["shown"]:
-        side = "above" if difference > 0 else "below"
-        return f"{where.capitalize()}, {a} is {100 * abs(difference):.1f} points {side} {b} ({evidence})."
-    shown = f"{text.points(difference)} points ({evidence})"
-    return f"{where.capitalize()}, no difference is shown between {a} and {b}: {shown}."
-
-
-def _turned(claim: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The same claim with its sides exchanged."""
-    if claim is None or claim["difference"] is None or claim["low"] is None:
-        return claim
-    return {**claim, "difference": -claim["difference"], "low": -claim["high"], "high": -claim["low"]}
 
 
 def _asked(plan: Plan) -> list[tuple[str, str]]:
@@ -124,7 +82,7 @@ def _axis_part(axis: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "blind": blind,
         "found": found,
         "titles": TITLES,
-        "width": matrix_plots.heat_width(found["domains"]),
+        "width": matrix_plots.heat_width([*found["domains"], "mean"]),
     }
 
 
@@ -132,15 +90,7 @@ def _question_part(axis: str, questions: str, part: Mapping[str, Any], found: Ma
     marked = [
         (i, j) for i, row in enumerate(found["trained_on"]) for j, name in enumerate(found["domains"]) if row == name
     ]
-    maps = []
-    for name, matrix in part["methods"].items():
-        rows = matrix["trained_on"] or ["not trained"]
-        frames = marked if matrix["trained_on"] else []
-        drawn = matrix_plots.heat_map(
-            rows, found["domains"], matrix["accuracy"], matrix["low"], matrix["high"],
-            label=f"Accuracy of {name}, {questions}", marked=frames,
-        )  # fmt: skip
-        maps.append((name, drawn))
+    maps = [(name, _map(name, part, found, questions, marked)) for name in part["methods"]]
     gains = [
         (
             f"{gain['a']} minus {gain['b']}",
@@ -178,6 +128,28 @@ def _question_part(axis: str, questions: str, part: Mapping[str, Any], found: Ma
     }
 
 
+def _map(
+    name: str, part: Mapping[str, Any], found: Mapping[str, Any], questions: str, marked: Sequence[tuple[int, int]]
+) -> str:
+    """A method's accuracies; where there are several, the macro means of its rows and columns beside them."""
+    matrix, means, columns = part["methods"][name], part["means"][name], found["domains"]
+    rows = matrix["trained_on"] or ["not trained"]
+    ends = {"accuracy": "value", "low": "low", "high": "high"}
+    cells = {key: [list(row) for row in matrix[key]] for key in ends}
+    apart = (len(rows), len(columns))
+    if apart[1] > 1:
+        columns = [*columns, "mean"]
+        for key, lines in cells.items():
+            for line, mean in zip(lines, means["rows"], strict=False):  # what was not trained has one row
+                line.append(mean[ends[key]])
+            if apart[0] > 1:
+                lines.append([mean[ends[key]] for mean in [*means["columns"], means["overall"]]])
+        rows = [*rows, "mean"] if apart[0] > 1 else rows
+    frames = marked if matrix["trained_on"] else []
+    label = f"Accuracy of {name}, {questions}"
+    return matrix_plots.heat_map(rows, columns, *cells.values(), label=label, marked=frames, apart=apart)
+
+
 def _color(index: int, name: str) -> str:
     return "blind" if name.startswith("blind: ") else f"s{index % plots.N_COLORS}"
 
@@ -192,10 +164,31 @@ def _curves(plan: Plan, out: Path) -> list[tuple[str, list[tuple[str, str, str]]
     for name in plan.study.methods:
         cells = [c for c in plan.cells if (c.kind, c.method, c.seed) == ("train", name, plan.study.seeds[0])]
         runs = [Run.open(c.result(out)).metrics() for c in cells if is_run(c.result(out))]
-        present = {key for rows in runs for row in rows[:1] for key in row}
-        drawn = [(*plots.curve_title(key), plots.learning_curve(key, runs)) for key in CURVES if key in present]
+        names = plots.curve_names(runs)
+        if cells and cells[0].recipe.method == "sft":
+            names = [key for key in names if key in ONLY_SFT]
+        drawn = [(*plots.curve_title(key), plots.learning_curve(key, runs)) for key in names]
         parts.append((name, [curve for curve in drawn if curve[2]]))
     return [part for part in parts if part[1]]
+
+
+def _provenance(plan: Plan, out: Path) -> list[tuple[str, str]]:
+    """On which data, with which versions; versions of the first run, and how many runs had others."""
+    rows = []
+    for side, path in (("training", plan.stores.train), ("test", plan.stores.test)):
+        info = store.read_info(path)
+        rows.append((f"{side} store", f"{path}, fingerprint {info.fingerprint}"))
+        rows.append((f"{side} data", f"{info.source}; license: {info.license}"))
+    runs = [Run.open(c.result(out)) for c in plan.cells if c.kind == "train" and is_run(c.result(out))]
+    facts = [run.provenance for run in runs]
+    if facts:
+        rows += [(package, str(version)) for package, version in facts[0].get("versions", {}).items()]
+        rows += [(what, str(value)) for what, value in facts[0].get("machine", {}).items()]
+        others = sum(fact.get("versions") != facts[0].get("versions") for fact in facts)
+        rows.append(("runs with other versions", f"{others} of {len(facts)}"))
+        seconds = sum(fact.get("seconds") or 0.0 for fact in facts)
+        rows.append(("all trainings together", text.duration(seconds)))
+    return rows
 
 
 def _failures(cells: Sequence[Cell], out: Path) -> Iterable[tuple[str, str]]:

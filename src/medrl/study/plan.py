@@ -18,6 +18,8 @@ from medrl.data.prompts import find_template
 from medrl.data.splits import slug
 from medrl.errors import DataError, SettingsError
 from medrl.policy.loading import resolve_model
+from medrl.rewards import make_reward
+from medrl.rewards.choose import describe_files, locate_files
 from medrl.settings import dump_settings
 from medrl.study.settings import ALL, Ask, Study, method_recipe
 from medrl.study.stores import Stores
@@ -89,8 +91,11 @@ def make_plan(study: Study, stores: Stores, folder: Path = Path()) -> Plan:
     columns = {name: _choose(name, axis.test, test, stores.test) for name, axis in study.axes.items()}
     n_train = {axis: {domain: _count(train, axis, domain) for domain in rows[axis]} for axis in rows}
     recipes = {name: method_recipe(study, name, stores.train, folder) for name in study.methods}
+    folders = (Path(), folder)
     for recipe in recipes.values():
         find_template(recipe.training.mode, recipe.training.template)
+        if recipe.reward is not None:
+            make_reward(recipe.reward, folders)  # wrong words show before anything runs
     cells = []
     for name, ask in study.zero_shot.items():
         find_template(ask.mode, ask.template)
@@ -100,7 +105,7 @@ def make_plan(study: Study, stores: Stores, folder: Path = Path()) -> Plan:
             for domain in domains:
                 for name, recipe in recipes.items():
                     specialist = _specialize(recipe, study, axis, domain, seed, n_train[axis][domain])
-                    trained = _training(name, axis, domain, seed, specialist, prints[0])
+                    trained = _training(name, axis, domain, seed, specialist, prints[0], folders)
                     cells += [trained, _evaluation(study, name, specialist, trained.ask, prints, trained)]
     return Plan(
         study=study,
@@ -167,10 +172,16 @@ def _base_recipe(study: Study, recipes: Mapping[str, Recipe]) -> Recipe:
     return first.model_copy(update={"policy": study.policy, "training": training})
 
 
-def _training(method: str, axis: str, domain: str, seed: int, recipe: Recipe, data: str) -> Cell:
+def _training(
+    method: str, axis: str, domain: str, seed: int, recipe: Recipe, data: str, folders: Sequence[Path]
+) -> Cell:
     values = dump_settings(recipe)
     del values["data"]["train"]  # where store and model lie changes nothing; what is in them does
     values["policy"]["model"] = model_fingerprint(recipe.policy.model)
+    if recipe.reward is not None:
+        files = describe_files(recipe.reward, folders)
+        values |= {"reward_files": files} if files else {}
+        recipe = recipe.model_copy(update={"reward": locate_files(recipe.reward, folders)})
     name = f"train-{slug(axis)}-{slug(domain)}-{slug(method)}-{seed}"
     ask = Ask(mode=recipe.training.mode, template=recipe.training.template)
     return Cell(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from medrl import stopping
 from medrl.errors import MedrlError
-from medrl.runs import write_json_atomically
+from medrl.files import write_json_atomically
 from medrl.study.claims import EXPIRY_S, Claims
 from medrl.study.plan import Cell
 
@@ -62,8 +62,9 @@ def run_cells(
     """Do every cell that nobody has done and nobody living is doing; wait for those that somebody is doing.
 
     ``say`` is told each cell that is taken up, with what ``time_left`` says then.
-    A cell that fails is marked, with its reason, and the others go on. Raises ``Stopped`` and ``KeyboardInterrupt`` as
-    the work does; the claim is then given back.
+    A cell that fails is marked, with its reason, and the others go on. After a mistake, a failure of no known kind, the
+    cell is marked too, but the error is raised. ``Stopped`` and ``KeyboardInterrupt`` are raised as the work raises
+    them. Whatever happens, the claim is given back.
     """
     claims = {cell.id: Claims(cell.folder(out) / "claims", expiry_s) for cell in cells}
     while True:
@@ -90,16 +91,36 @@ def _take_up(
             return True
         number = sum(state_of(other, out) != "waiting" for other in cells) + 1
         say(f"[{number}/{len(cells)}] {cell.id}{time_left()}")
-        started = time.monotonic()
-        try:
+        with _Marking(cell, out, say):
             work(cell)
-        except (MedrlError, OSError, RuntimeError) as error:  # RuntimeError: torch, e.g. when memory runs out
-            reason = f"{type(error).__name__}: {error}"
-            write_json_atomically(cell.folder(out) / FAILED, {"cell": cell.id, "reason": reason})
-            say(f"    failed: {reason}")
-        else:
-            facts = {"cell": cell.id, "seconds": time.monotonic() - started}
-            write_json_atomically(cell.folder(out) / DONE, facts)
     finally:
         claim.release()
     return True
+
+
+KNOWN = (MedrlError, OSError, RuntimeError)
+"""What work may fail with. RuntimeError: torch, e.g. when memory runs out."""
+
+
+class _Marking:
+    """Writes down how the work within ended, so that no worker takes up again what has failed.
+
+    A failure of a kind that is not known also ends this worker, loudly: it is a mistake in the program, or in a reward
+    or judge, and the cells that are left are done at the next start. A stop is no failure.
+    """
+
+    def __init__(self, cell: Cell, out: Path, say: Say) -> None:
+        self.cell, self.folder, self.say = cell, cell.folder(out), say
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            facts = {"cell": self.cell.id, "seconds": time.monotonic() - self.started}
+            write_json_atomically(self.folder / DONE, facts)
+        elif isinstance(error, Exception):
+            reason = f"{type(error).__name__}: {error}"
+            write_json_atomically(self.folder / FAILED, {"cell": self.cell.id, "reason": reason})
+            self.say(f"    failed: {reason}")
+        return isinstance(error, KNOWN)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medrl.errors import RunError
-from medrl.runs import write_json_atomically
+from medrl.files import write_json_atomically
 from medrl.settings import dump_settings, load_settings
 from medrl.study.answers import read_tables
 from medrl.study.claims import EXPIRY_S

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medrl.runs import write_json_atomically, write_text_atomically
+from medrl.files import write_json_atomically, write_text_atomically
 from medrl.study.figures import SCOPES
 
 MATRICES = "matrices.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from medrl.errors import RunError
-from medrl.runs import write_text_atomically
+from medrl.files import write_text_atomically
 from medrl.settings import dump_settings
 from medrl.study.plan import Cell, Plan
 

@@ -58,7 +58,7 @@ class Ahead:
                 images = ", ".join(map(str, task.prompt.images)) or "none"
                 raise DataError(
                     f"example {task.prompt.id} is not ready after {self.limit_s:g} s (images: {images}): does the disk "
-                    "or network they lie on still answer? The last checkpoint is whole; resume when it does"
+                    "or network they lie on still answer? What was saved is whole; continue when it does"
                 )
             if task.error is not None:
                 raise task.error

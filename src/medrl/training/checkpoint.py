@@ -8,7 +8,6 @@ At any instant a crash, a kill or a full disk leaves a checkpoint that verifies,
 pointer to the newest: it is found by looking. Only safetensors and JSON are read, so a checkpoint cannot run code.
 """
 
-import errno
 import json
 import os
 import re
@@ -24,14 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medrl.errors import CheckpointError
-from medrl.runs import make_folder, sync
+from medrl.files import DISK_FULL, make_folder, sync
 from medrl.training.manifest import MANIFEST, json_bytes, make_manifest, read_manifest, verify, verify_files
 
 OPTIMIZER = "trainer/optimizer.safetensors"
 STATE = "trainer/state.json"
 FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 """A checkpoint; ``.replaced`` for the moment in which another takes the place of one of the same step."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_checkpoint(

@@ -85,13 +85,15 @@ def gather(work: Callable[[], T]) -> list[T]:
     """What ``work()`` returned on each rank, in their order: plain JSON values, the same list everywhere.
 
     Where it raised on any rank, all raise, so that nobody waits for one who has given up, and nobody moves weights
-    alone. A stop that one rank was asked for stops all.
+    alone. A stop that one rank was asked for stops all. A mistake, an error that is none of ours, is raised as it is
+    where it was made, and as a ``MedrlError`` that names it elsewhere.
     """
     if world_size() == 1:
         return [work()]
     value, failure = None, None
     try:
-        value = work()
+        with _Announced():
+            value = work()
     except (MedrlError, Stopped) as error:
         failure = error
     message = {"value": value} if failure is None else {"error": type(failure).__name__, "words": str(failure)}
@@ -105,6 +107,18 @@ def gather(work: Callable[[], T]) -> list[T]:
             raise failure
         raise _error(answer, n)
     return [answer["value"] for answer in answers]
+
+
+class _Announced:
+    """Tells the other ranks, which wait for an answer, of a mistake that leaves this one without any."""
+
+    def __enter__(self) -> None:
+        """There is nothing to tell yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Not where this process is to leave at once: the others may be in no state to meet.
+        if isinstance(error, Exception) and not isinstance(error, MedrlError):
+            _exchange({"error": MedrlError.__name__, "words": f"{type(error).__name__}: {error}"})
 
 
 def from_first(work: Callable[[], T]) -> T:

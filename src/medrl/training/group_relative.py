@@ -17,7 +17,7 @@ from medrl.training.batches import Batch, pack_groups
 from medrl.training.collecting import collect
 from medrl.training.distributed import spread
 from medrl.training.setup import Setup
-from medrl.types import Example, Group, Groups, Score
+from medrl.types import Example, Group, Groups, Rollout
 
 Draw = Callable[[int], list[Example]]
 """The next so many examples."""
@@ -170,16 +170,15 @@ def charge_kl(groups: Groups, policy: Policy, kl_coef: float, temperature: float
 def _add_to_rewards(groups: Groups, part: str, values: list[list[float]], weight: float) -> Groups:
     shaped = []
     for group, row in zip(groups, values, strict=True):
-        rollouts = tuple(
-            replace(rollout, score=_add(rollout.score, part, value, weight))
-            for rollout, value in zip(group.rollouts, row, strict=True)
-        )
+        rollouts = tuple(_add(rollout, part, value, weight) for rollout, value in zip(group.rollouts, row, strict=True))
         shaped.append(replace(group, rollouts=rollouts))
     return Groups(tuple(shaped), groups.dropped)
 
 
-def _add(score: Score, part: str, value: float, weight: float) -> Score:
-    return replace(score, value=score.value + weight * value, parts={**score.parts, part: value})
+def _add(rollout: Rollout, part: str, value: float, weight: float) -> Rollout:
+    """The score's value stays: whether a group's answers are equally good is not asked of its lengths or its KL."""
+    score = replace(rollout.score, parts={**rollout.score.parts, part: value})
+    return replace(rollout, score=score, shaping=rollout.shaping + weight * value)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor
 from medrl.data.prompts import demonstration
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO
+from medrl.policy.loading import check_trainable
 from medrl.policy.policy import Policy
 from medrl.rollout.collect import Ask
 from medrl.rollout.sampling import Sampling
@@ -151,7 +152,11 @@ def make_method(
     prompts_per_step: int,
     server: Server | None = None,
 ) -> Method:
-    """The method an objective belongs to. Raises ``SettingsError`` for a server that would have nothing to write."""
+    """The method an objective belongs to.
+
+    Raises ``SettingsError`` for a server that would have nothing to write, and for a precision that nothing trains in.
+    """
+    check_trainable(str(policy.family.head.dtype).removeprefix("torch."))
     if server is not None and isinstance(objective, SFT):
         raise SettingsError("supervised training samples nothing, so it cannot use a rollout server: leave out rollout")
     setup = Setup(
@@ -175,7 +180,7 @@ def demonstrate(
         )
         rollout = Rollout(completion=completion, score=Score(value=1.0, answer=example.target, explanation="target"))
         groups.append(Group(example=example, prompt=prompt, rollouts=(rollout,)))
-    return Groups(tuple(groups))
+    return Groups(tuple(groups), sampled=False)
 
 
 def _target_text(example: Example, mode: Mode, objective: SFT) -> str:

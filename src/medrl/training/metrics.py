@@ -7,31 +7,46 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from torch import Tensor
+
 from medrl.training.monitors import implied, is_right, step_monitors, tags_off
 from medrl.training.totals import Update
-from medrl.types import Groups, relative_to
+from medrl.types import Group, Groups, relative_to
 
 
 def step_metrics(groups: Groups, update: Update) -> dict[str, Any]:
-    """One row of metrics.jsonl, without the times. Reward figures are there only where completions were sampled."""
+    """One row of metrics.jsonl, without the times. Reward figures are there only where completions were sampled.
+
+    They are of the task's reward: what an algorithm adds to it (overlong, KL) stands among the parts. A part's mean is
+    over the completions that have it: rewards by source have different parts.
+    """
     return {**_rewards(groups), **_update(update), **_kl_of_rewards(groups), **_lengths(groups)}
 
 
 def _rewards(groups: Groups) -> dict[str, float]:
-    scored = [rollout for rollout in groups.rollouts if rollout.score.parts]
-    if not scored:
+    if not groups.sampled:
         return {}
-    spreads = [stdev(rewards) for rewards in groups.rewards if len(rewards) > 1]
-    drawn = [*groups.rewards, *Groups(groups.dropped).rewards]
+    scores = [rollout.score for rollout in groups.rollouts]
+    parts: dict[str, list[float]] = {}
+    for score in scores:
+        for part, value in score.parts.items():
+            parts.setdefault(part, []).append(value)
+    kept, dropped = _task_rewards(groups.items), _task_rewards(groups.dropped)
+    spreads = [stdev(rewards) for rewards in kept if len(rewards) > 1]
     return {
-        "reward": fmean(rollout.score.value for rollout in scored),
+        "reward": fmean(score.value for score in scores),
         "reward_std": fmean(spreads) if spreads else 0.0,
-        "frac_reward_zero_std": fmean(len(set(rewards)) == 1 for rewards in drawn),
+        "frac_reward_zero_std": fmean(len(set(rewards)) == 1 for rewards in [*kept, *dropped]),
         **({"dropped_groups": len(groups.dropped)} if groups.dropped else {}),
-        **{f"rewards/{part}/mean": fmean(r.score.parts[part] for r in scored) for part in scored[0].score.parts},
-        "parse_fail_rate": fmean(rollout.score.answer is None for rollout in scored),
+        **{f"rewards/{part}/mean": fmean(values) for part, values in parts.items()},
+        "parse_fail_rate": fmean(score.answer is None for score in scores),
         **step_monitors(groups),
     }
+
+
+def _task_rewards(groups: Iterable[Group]) -> list[list[float]]:
+    """(N, G) rewards before shaping: a KL or a length differs between completions that are equally good."""
+    return [[rollout.score.value for rollout in group.rollouts] for group in groups]
 
 
 def _update(update: Update) -> dict[str, float]:
@@ -93,7 +108,7 @@ def rollout_rows(
             "images": [relative_to(image, root) for image in group.prompt.images],
             "completion": rollout.completion.text,
             "finish_reason": rollout.completion.finish_reason,
-            "reward": rollout.score.value,
+            "reward": rollout.reward,
             "parts": rollout.score.parts,
             "answer": rollout.score.answer,
             "target": group.example.target,
@@ -122,25 +137,49 @@ def _measured(groups: Groups, update: Update | None) -> list[list[dict[str, floa
     ]
 
 
-class Clock:
-    """Seconds of each phase of a step."""
+class Entry:
+    """What one step leaves in metrics.jsonl and rollouts.jsonl, written while it goes on.
 
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.phases: dict[str, float] = {}
+    A step that is left out has times and what ``left_out`` says, and no rollouts.
+    """
+
+    def __init__(self, step: int, root: Path | None = None) -> None:
+        self.step, self.root = step, root
+        self.rollouts: list[dict[str, Any]] = []
+        self._groups = Groups(())
+        self._numbers: dict[str, Any] = {}
+        self._start = self._last = time.monotonic()
+        self._phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
         """What has gone on since the last lap was ``phase``."""
         now = time.monotonic()
-        self.phases[phase] = now - self.last
-        self.last = now
+        self._phases[phase] = now - self._last
+        self._last = now
 
-    def times(self, groups: Groups) -> dict[str, float]:
-        """Seconds of each phase, and completion tokens per second of the whole step."""
-        total = self.last - self.start
-        tokens = sum(len(rollout.completion.token_ids) for rollout in groups.rollouts)
+    def collected(self, groups: Groups) -> Groups:
+        """These were sampled, from the last lap to now."""
+        self._groups = groups
+        self.lap("rollout")
+        return groups
+
+    def learned(self, advantages: Tensor, update: Update) -> None:
+        """The policy has moved by ``update``, which weighed what was collected by ``advantages``, (N, G)."""
+        self._numbers = step_metrics(self._groups, update)
+        self.rollouts = rollout_rows(self.step, self._groups, advantages.tolist(), update, self.root)
+
+    def left_out(self, numbers: dict[str, int]) -> None:
+        """The policy has not moved; ``numbers`` are what there is to say of that."""
+        self._numbers = numbers
+
+    def row(self) -> dict[str, Any]:
+        """The line of metrics.jsonl: the numbers, seconds of each phase, completion tokens per second of the step."""
+        total = self._last - self._start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in self._groups.rollouts)
         return {
-            **{f"time/{phase}_s": seconds for phase, seconds in self.phases.items()},
+            "step": self.step,
+            **self._numbers,
+            **{f"time/{phase}_s": seconds for phase, seconds in self._phases.items()},
             "time/step_s": total,
             "tokens_per_s": tokens / total,
         }

@@ -22,11 +22,13 @@ from medrl.sft import RFT, SFT
 from medrl.training.batches import Objective
 from medrl.training.distributed import Scale, from_first, joined, world_size
 from medrl.training.settings import Training
-from medrl.training.start import Resume
+from medrl.training.start import Resume, check_hours
 from medrl.training.trackers import Tracker
 from medrl.training.train import train
 from medrl.types import Example, Kind
 
+MOMENT = 1e-9
+"""Hours that are left where loading took all there were: the run stops at its first safe point."""
 FILTERS = ("modality", "question_type", "source", "kind")
 """Columns a recipe may choose values of."""
 
@@ -105,14 +107,17 @@ def _run(
     settings: Recipe, out: Path, resume: Resume, max_hours: float | None, quiet: bool, folders: Sequence[Path]
 ) -> Run:
     started = time.monotonic()
+    check_hours(max_hours)
     from_first(lambda: check_unlocked(out))  # before a model of gigabytes is loaded
     if resume == "never":
         from_first(lambda: check_vacant(out))
     if settings.reward is not None:
         make_reward(settings.reward, folders)  # wrong words show before the data are read
     find_template(settings.training.mode, settings.training.template)
-    info = store.verify(settings.data.train)  # a file that was damaged shows now, not at the step that draws it
-    train_set = select(store.load(settings.data.train), settings.data)
+    rows = store.load(settings.data.train)
+    # A file that was damaged shows now, not at the step that draws it.
+    fingerprint = from_first(lambda: store.verify(settings.data.train, rows).fingerprint)
+    train_set = select(rows, settings.data)
     spec = settings.reward if settings.reward is not None else default_weights(row.kind for row in train_set)
     settings = settings.model_copy(update={"reward": spec})
     reward, reward_files = make_reward(spec, folders), describe_files(spec, folders)
@@ -126,11 +131,11 @@ def _run(
         out=out,
         settings=settings.training,
         recipe=settings,
-        provenance={"data_fingerprint": info.fingerprint, "train_rows": len(train_set)}
+        provenance={"data_fingerprint": fingerprint, "train_rows": len(train_set)}
         | ({"reward_files": reward_files} if reward_files else {}),
         root=settings.data.train,
         resume=resume,
-        max_hours=None if max_hours is None else max_hours - loading_hours,
+        max_hours=None if max_hours is None else max(MOMENT, max_hours - loading_hours),
         quiet=quiet,
         rollout=settings.rollout,
         scale=settings.scale,

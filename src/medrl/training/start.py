@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from medrl.data.prompts import find_template
 from medrl.errors import DataError, RewardError, RunError, SettingsError
+from medrl.files import remove_torn
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
 from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
-from medrl.runs import Run, check_vacant, is_run, locked, remove_torn
+from medrl.runs import Run, check_vacant, is_run, locked
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
@@ -28,12 +29,37 @@ from medrl.types import Example, Reward
 Resume = Literal["auto", "never", "must"]
 Complete = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Fills up a recipe that an older version wrote."""
-MAY_CHANGE = {"scale", "trackers", "rollout"}
-"""Sections of a recipe that say where and how fast, not what: a run may be resumed with others."""
+MAY_CHANGE = (
+    "scale",
+    "trackers",
+    "rollout",
+    "data.train",  # what lies there must be the same, by its fingerprint
+    "policy.checkpoint_activations",
+    "training.data_workers",
+    "training.keep_checkpoints",
+    "training.save_every",
+    "training.tokens_per_micro_batch",
+)
+"""Sections and settings of a recipe that say where, how fast and how often saved, not what: a run may be resumed with
+others."""
+WHY_NOT = {"training.steps": "the learning rate falls over them"}
+"""Why a setting that looks harmless may not change."""
+MUST_BE_THE_SAME = {
+    "data_fingerprint": "the training data are not those that {out} was started with",
+    "model_fingerprint": "the model is not the one that {out} was started with (from Python: load it anew)",
+}
+"""Facts of a run's provenance, and what it means when they differ."""
+UNSET = "not set"
 GOLD_SHOWN = 20
 """Examples listed when the reward rejects right answers."""
 WRONG_ASKED = 100
 """Examples of which a wrong answer is graded too; a warning needs no more."""
+
+
+def check_hours(max_hours: float | None) -> None:
+    """Raise ``SettingsError`` for a time in which nothing can be trained."""
+    if max_hours is not None and not max_hours > 0:
+        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
 
 
 def check_inputs(train_set: Sequence[Example], reward: Reward, settings: Training, objective: Objective) -> None:
@@ -106,19 +132,54 @@ def open_run(
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
     before = complete(run.recipe)
-    names = {*before, *recipe} - MAY_CHANGE
-    differing = sorted(key for key in names if before.get(key) != recipe.get(key))
+    differing = _differing(before, recipe)
     if differing:
         raise SettingsError(
-            f"{out} was started with other settings of {', '.join(differing)}: resume it with the recipe it was "
-            f"started with ({out / 'recipe.yaml'}), or choose another --out"
+            f"{out} was started with other settings: {'; '.join(differing)}. Resume it with the recipe it was started "
+            f"with ({out / 'recipe.yaml'}), or choose another --out"
         )
-    if run.provenance.get("data_fingerprint") != provenance.get("data_fingerprint"):
-        raise RunError(
-            f"the training data are not those that {out} was started with (their fingerprint differs): resume it with "
-            "those, or choose another --out"
-        )
+    _check_reward_files(run, provenance)
+    for fact, meaning in MUST_BE_THE_SAME.items():
+        if fact in run.provenance and run.provenance[fact] != provenance.get(fact):
+            raise RunError(
+                f"{meaning.format(out=out)}: their fingerprints differ. Resume it with what it was started with, or "
+                "choose another --out"
+            )
     return run
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that differ and may not, each with both values."""
+    was, are = _dotted(before), _dotted(now)
+    found = []
+    for key in sorted(was.keys() | are.keys()):
+        # A run that was started from Python has the settings of training at its top.
+        full = f"training.{key}" if f"training.{key}" in (*MAY_CHANGE, *WHY_NOT) else key
+        free = any(full == name or full.startswith(f"{name}.") for name in MAY_CHANGE)
+        if not free and was.get(key, UNSET) != are.get(key, UNSET):
+            why = f" ({WHY_NOT[full]})" if full in WHY_NOT else ""
+            found.append(f"{key} was {was.get(key, UNSET)} and is now {are.get(key, UNSET)}{why}")
+    return found
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def _check_reward_files(run: Run, provenance: Mapping[str, Any]) -> None:
+    """Refuse to go on with a reward function that was edited: the recipe names its file, not what stands there."""
+    before, now = (facts.get("reward_files") or {} for facts in (run.provenance, provenance))
+    changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+    if changed:
+        kept = ", ".join(f"{name}: {before[name][:12]}" for name in changed)
+        raise RunError(
+            f"{', '.join(changed)} has changed since {run.path} was started, so it would go on with another reward: "
+            f"resume it with the file as it was (sha256 of {kept}), or choose another --out"
+        )
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -1,41 +1,26 @@
 """The loop: examples -> groups -> advantages -> update -> record -> checkpoint, for reinforcement and imitation
 alike."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from medrl import stopping
-from medrl.data.prompts import make_prompt
-from medrl.data.sampler import Sampler
-from medrl.errors import NonFiniteError, SettingsError
-from medrl.policy.lengths import check_room
+from medrl.errors import NonFiniteError
 from medrl.policy.policy import Policy
-from medrl.progress import Progress
-from medrl.provenance import describe_machine, describe_versions
-from medrl.rewards import guarded
 from medrl.rollout.served import Rollouts
 from medrl.runs import Run
 from medrl.settings import Settings, choose_settings
 from medrl.training import distributed
-from medrl.training.ahead import Ahead, make_foresight
 from medrl.training.batches import Objective
-from medrl.training.budget import Budget
-from medrl.training.determinism import deterministic_kernels
 from medrl.training.distributed import Scale
-from medrl.training.learner import make_learner
-from medrl.training.methods import make_method
-from medrl.training.metrics import Clock, rollout_rows, step_metrics
+from medrl.training.job import at_work, make_job
 from medrl.training.optim import learning_rate
-from medrl.training.serving import hand_over, make_server
 from medrl.training.settings import Training
-from medrl.training.start import Resume, check_inputs, choose_curriculum, describe, fingerprint, open_run
-from medrl.training.state import RunState
-from medrl.training.trackers import Tracker, check_installed, tracking
+from medrl.training.start import Resume, check_hours
+from medrl.training.trackers import Tracker, check_installed
 from medrl.training.update import update_policy
-from medrl.types import Example, Groups, Reward
+from medrl.types import Example, Reward
 
 
 def train(
@@ -84,84 +69,36 @@ def train(
         Stopped: a signal came, or the time is nearly up; the run was saved as it stood before the step under way.
     """
     settings = choose_settings(Training, settings, options)
-    scale = scale or Scale()
-    if max_hours is not None and max_hours <= 0:
-        raise SettingsError(f"max_hours is {max_hours:g}, but there must be some time to train in")
+    check_hours(max_hours)
     deadline = None if max_hours is None else stopping.Deadline(max_hours * 3600)
-    if policy.trained:
-        policy.freeze_reference()  # a second training starts where the first one ended
-    weights = getattr(reward, "weights", None)  # a reward that is a plain function cannot say what it is
-    reward = guarded(reward)
-    check_inputs(train_set, reward, settings, objective)
     check_installed(trackers)
-    ask = functools.partial(make_prompt, mode=settings.mode, template=settings.template)
-    check_room(policy, [ask(example) for example in train_set], settings.sampling.max_new_tokens)
-    server = make_server(rollout, settings.sampling, Path(out))
-    method = make_method(
-        policy, objective, ask, reward, settings.sampling, settings.seed, settings.prompts_per_step, server
-    )
-    kept, complete = describe(recipe, settings, objective, weights)
-    chosen = {"attention": policy.attention, "compiled": policy.compiled}
-    provenance = {"data_fingerprint": fingerprint(train_set), **chosen, **(provenance or {})}
-    facts = {**describe_versions(), **describe_machine(), **provenance, "world_size": distributed.world_size()}
-    quiet = quiet or not distributed.first()
+    job = make_job(
+        policy, train_set, reward, objective, settings,
+        out=Path(out), root=root, recipe=recipe, provenance=provenance, rollout=rollout,
+    )  # fmt: skip
+    method, quiet = job.method, quiet or not distributed.first()
 
-    with ExitStack() as held, deterministic_kernels(settings.deterministic):
-        run = distributed.open_together(lambda: open_run(Path(out), kept, facts, resume, complete, held=held))
-        with stopping.at_safe_points(deadline):
-            train_set, ranks = choose_curriculum(run, policy, train_set, ask, reward, settings, server, quiet=quiet)
-        sampler = Sampler(len(train_set), settings.seed, ranks=ranks)
-        coming = make_foresight(train_set, sampler, ask, settings.prompts_per_step)
-        budget = Budget(policy, settings.tokens_per_micro_batch)
-        learner, optimizer = make_learner(policy, method.policy, settings, scale)
-        state = RunState(run, policy, optimizer, sampler, method, settings, deadline)
-        first_step = state.restore()
-        distributed.check_same("weights", policy.fingerprint)
-        policy.trained = True
-        with (
-            Progress(settings.steps, first_step, quiet=quiet) as progress,
-            state.saved_when_stopped(),
-            stopping.at_safe_points(deadline),
-            Ahead(method.policy, settings.data_workers) as ahead,
-            tracking(trackers if distributed.first() else (), run, first_step) as track,
-        ):
-            ahead.start(coming(0))
-            for step in range(first_step, settings.steps):
-                clock = Clock()
-                state.begin(step)
-                distributed.gather(ahead.wait)  # an image that one rank cannot read stops all
-                if step + 1 < settings.steps:
-                    ahead.start(coming(1))
-                clock.lap("data")
-                if server is not None:
-                    hand_over(server, policy, step)
-                    clock.lap("handover")
-                groups, row, rollouts = Groups(()), {"step": step}, []
-                try:
-                    groups = method.collect(lambda count: [train_set[index] for index in sampler.next(count)], step)
-                    clock.lap("rollout")
-                    advantages = method.advantages(groups)
-                    update = update_policy(
-                        learner,
-                        method.pack(groups, advantages),
-                        optimizer,
-                        objective,
-                        lr=learning_rate(settings.optim, step, settings.steps),
-                        temperature=method.temperature,
-                        tokens_per_micro_batch=budget,
-                        max_tokens=settings.sampling.max_new_tokens,
-                    )
-                    row |= step_metrics(groups, update)
-                    rollouts = rollout_rows(step, groups, advantages.tolist(), update, root)
-                except NonFiniteError as error:
-                    row |= state.leave_out(error)
-                method.finish(step)
-                clock.lap("update")
-                row |= clock.times(groups)
-                run.append_metrics({**row, "eta_s": progress.advance(row)})
-                track(step, row)
-                run.append_rollouts(rollouts)
-                if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-                    state.save(step + 1)
-        run.update_provenance(seconds=state.seconds)
-    return run
+    with at_work(job, resume=resume, deadline=deadline, scale=scale or Scale(), trackers=trackers, quiet=quiet) as work:
+        for step in range(work.first_step, settings.steps):
+            entry = work.begin(step)
+            try:
+                groups = entry.collected(method.collect(work.draw, step))
+                advantages = method.advantages(groups)
+                update = update_policy(
+                    work.learner,
+                    method.pack(groups, advantages),
+                    work.optimizer,
+                    objective,
+                    lr=learning_rate(settings.optim, step, settings.steps),
+                    temperature=method.temperature,
+                    tokens_per_micro_batch=work.budget,
+                    max_tokens=settings.sampling.max_new_tokens,
+                )
+                entry.learned(advantages, update)
+            except NonFiniteError as error:
+                entry.left_out(work.state.leave_out(error))
+            method.finish(step)
+            work.record(entry)
+            if work.due(step):
+                work.state.save(step + 1)
+    return work.run

@@ -43,11 +43,12 @@ def read_pmc_vqa(path: Path, pictures: Pictures, *, split: str | None = None, qu
 
 def _pmc_vqa(place: Row, pictures: Pictures) -> Example:
     row = fields_of(place.value)
-    lettered = {letter: row[f"Choice {letter}"] for letter in LETTERS if row.get(f"Choice {letter}") is not None}
-    options = option_list(list(lettered.values()) if lettered else row.get("Choices"))
+    cells = {letter: row.get(f"Choice {letter}") for letter in LETTERS}
+    lettered = {letter: cell for letter, cell in cells.items() if cell is not None and str(cell).strip()}
+    options = option_list(lettered or row.get("Choices"))
     target = read_letter(text(row, "Answer_label", "Answer"), options)
     return Example(
-        id=f"{place.name}/{text_or(row, str(place.position), 'index')}",
+        id=place.id,
         source="PMC-VQA",
         images=pictures.find(text(row, "Figure_path")),
         question=text(row, "Question"),
@@ -62,13 +63,8 @@ def read_mmmu(path: Path, pictures: Pictures, *, split: str | None = None, quiet
     Raises:
         DataError: there is nothing to read.
     """
-    if path.is_dir():
-        parts = rows_of(path, "MMMU", split).parts
-        rows = Rows(
-            [part for part in parts if any(subject in part[0].as_posix() for subject in MMMU_SUBJECTS)] or parts
-        )
-    elif path.exists():
-        rows = rows_of(path, "MMMU", split)
+    if path.exists():
+        rows = rows_of(path, "MMMU", split).only(*MMMU_SUBJECTS)
     else:
         subjects = [hub_rows(str(path), config=subject, split=split) for subject in MMMU_SUBJECTS]
         rows = Rows([part for subject in subjects for part in subject.parts])
@@ -83,6 +79,8 @@ def _mmmu(place: Row, pictures: Pictures) -> Example:
     if text_or(row, "multiple-choice", "question_type") == "open":
         target, *references = _alternatives(text(row, "answer"))
         form: dict[str, Any] = {"kind": "short", "options": (), "target": target, "references": tuple(references)}
+    elif text(row, "answer") == "?":
+        raise RowError("its answer is kept back (?): of MMMU, dev and validation have answers")
     else:
         options = tuple(_with_image_numbers(option, numbers) for option in option_list(row.get("options")))
         target = read_letter(text(row, "answer"), options)
@@ -129,7 +127,7 @@ def read_medxpertqa(path: Path, pictures: Pictures, *, split: str | None = None,
     Raises:
         DataError: there is nothing to read.
     """
-    rows = rows_of(path, "MedXpertQA", split, config="MM")
+    rows = rows_of(path, "MedXpertQA", split, config="MM").only("MM/")
     return collect(rows, lambda row: _medxpertqa(row, pictures), quiet=quiet)
 
 

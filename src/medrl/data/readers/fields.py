@@ -12,6 +12,8 @@ from medrl.data.readers.rows import RowError
 from medrl.types import LETTERS
 
 YES_NO = ("yes", "no")
+_OPTION_LETTERS, _OPTION_TEXTS = ("letter", "key", "label"), ("content", "value", "text")
+"""What the two fields are called where each option is an object."""
 _PREFIX = re.compile(r"\s*[(（\[]?([A-Ja-j])\s*[)）\].．:：、]\s*")
 _TAGGED = re.compile(r"<\s*answer\s*>(.*?)(?:<\s*/?\s*answer\s*>|$)", re.DOTALL | re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
@@ -43,19 +45,26 @@ def text_or(row: dict[str, Any], default: str, *names: str) -> str:
 
 
 def fields_of(row: Any) -> dict[str, Any]:
-    """The row, when it is one with fields."""
+    """The row, when it is one with fields; NaN, with which data frames write what is missing, counts as absent."""
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__}, not a question with fields")
-    return row
+    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
 
 
 def option_list(value: Any) -> tuple[str, ...]:
     """Options written as a list, an object of letters, a list in a string (Python's or JSON), or a text with letters.
 
-    Letters before the texts (``A: ...``, ``(B) ...``) are taken off when all options have theirs, in order.
+    Letters before the texts (``A: ...``, ``(B) ...``) are taken off when all options have theirs, in order. Nulls
+    behind the last are no options.
     """
     if isinstance(value, str):
         value = _parse_list(value)
+    if isinstance(value, list | tuple):
+        value = list(value)
+        while value and value[-1] is None:
+            value.pop()
+        if value and all(isinstance(item, dict) for item in value):
+            value = {str(_one_of(item, _OPTION_LETTERS)): _one_of(item, _OPTION_TEXTS) for item in value}
     if isinstance(value, dict):
         value = {str(key).strip().upper(): item for key, item in value.items() if item is not None}
         if sorted(value) != list(LETTERS[: len(value)]):
@@ -64,6 +73,10 @@ def option_list(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise RowError(f"options are {value!r}, not a list")
     return without_letters([text({"option": item}, "option") for item in value])
+
+
+def _one_of(item: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((item[name] for name in names if item.get(name) is not None), None)
 
 
 def _parse_list(value: str) -> Any:

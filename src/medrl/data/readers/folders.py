@@ -10,6 +10,7 @@ from pathlib import Path
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, Rows
+from medrl.data.scan_files import scan_kind
 from medrl.data.store_images import Names, digest_file
 from medrl.errors import DataError, SettingsError
 from medrl.types import LETTERS, Example
@@ -65,7 +66,9 @@ def read_folder(
             raise RowError("there is no other label")
         options = [names[label], *draw.sample(wrong, min(len(wrong), n_options - 1))]
         draw.shuffle(options)
-        id = relative
+        images = pictures.find(relative)
+        # The name of a scan may be a patient's; that of its picture is a digest.
+        id = f"{label}/{images[0].stem}" if scan_kind(file) else relative
         if ids == "digest":
             id = f"{label}/{digest_file(file)[:16]}"
             copies[id] += 1
@@ -73,7 +76,7 @@ def read_folder(
         return Example(
             id=id,
             source=root.resolve().name,
-            images=pictures.find(relative),
+            images=images,
             question=draw.choice(list(questions)).replace("{modality}", modality),
             options=tuple(options),
             target=LETTERS[options.index(names[label])],

@@ -21,7 +21,7 @@ _SMALL = [style.replace("A-J", "a-j").replace("A-Z", r"\w") for style in _STYLES
 _WAYS = [(re.compile(style), True) for style in (*_STYLES, *_SMALL)] + [(re.compile(style), False) for style in _STYLES]
 _BETWEEN = ",;|/，；"
 _SEPARATED = re.compile(rf"(?:^|[{_BETWEEN}\n])\s*$")
-_SENTENCE_OVER = re.compile(rf"(?:^|[?？.。!:：\n{_BETWEEN}])\s*$")
+_SENTENCE_OVER = re.compile(r"(?:^|[?？.。!:：\n])\s*$")
 _END_OF_OPTION = re.compile(rf"\s*[{_BETWEEN}]*\s*$")
 _HEADING = re.compile(r"\s*\b(?:answer choices|options|choices)\s*[:：]\s*$", re.IGNORECASE)
 _MOST_CHAINS = 1000
@@ -34,7 +34,8 @@ def split_inline(problem: str) -> tuple[str, tuple[str, ...]]:
 
     Letters behind a comma, semicolon or line break are looked for first, capitals before small ones, then capitals
     anywhere. Of all ways to read the letters in order, those with most options win; then those whose marks are all
-    spaced alike; then those that begin where a sentence is over; then those that leave every option's brackets closed.
+    spaced alike; then those that begin where a sentence is over, or else a part of one; then those that leave every
+    option's brackets closed.
 
     Raises:
         RowError: it holds no options, or two readings are still left.
@@ -71,11 +72,18 @@ def _chains(problem: str, marks: Chain, strict: bool) -> list[Chain]:
 
 
 def _best_chain(problem: str, chains: list[Chain]) -> Chain:
-    def score(chain: Chain) -> tuple[bool, bool, int, int]:
+    def score(chain: Chain) -> tuple[bool, bool, bool, int, int]:
         alike = len({mark[2] for mark in chain}) == 1
-        over = bool(_SENTENCE_OVER.search(problem[: chain[0].start()]))
+        before = problem[: chain[0].start()]
+        over, parted = bool(_SENTENCE_OVER.search(before)), bool(_SEPARATED.search(before))
         options = _read_chain(problem, chain)[1]
-        return alike, over, sum(option.count("(") == option.count(")") for option in options), chain[0].start()
+        return (
+            alike,
+            over,
+            over or parted,
+            sum(option.count("(") == option.count(")") for option in options),
+            chain[0].start(),
+        )
 
     ranked = sorted(chains, key=score, reverse=True)
     if len(ranked) > 1 and score(ranked[0]) == score(ranked[1]):

@@ -35,6 +35,11 @@ _RADIMAGENET = {
     **dict.fromkeys(("ankle", "brain", "foot", "hip", "knee", "mrabd", "mri", "shoulder", "spine"), "MRI"),
 }
 """First letters of a picture's name -> its modality; RadImageNet holds three."""
+_OCT_AND_XRAY = {
+    **dict.fromkeys(("person", "IM", "NORMAL2", "BACTERIA", "VIRUS"), "X-Ray"),
+    **dict.fromkeys(("CNV", "DME", "DRUSEN"), "OCT"),
+}
+"""The same for OCT & X-Ray 2017 (Kermany et al. 2018), which holds two; ``NORMAL`` occurs in both."""
 
 
 def domains_of(path: Path) -> tuple[str, str]:
@@ -73,5 +78,8 @@ def modality_of_image(cell: str) -> str:
     if source == "RadImageNet":
         body_part = re.match(r"[a-z]*", PurePosixPath(cell).name)
         return _RADIMAGENET.get(body_part[0] if body_part else "", UNKNOWN)
+    if source == "OCT & X-Ray 2017":
+        kind = re.match(r"[A-Za-z]+2?", PurePosixPath(cell).name)
+        return _OCT_AND_XRAY.get(kind[0] if kind else "", UNKNOWN)
     known = DATASETS.get(source, {})
     return next(iter(known)) if len(known) == 1 else UNKNOWN

@@ -128,7 +128,8 @@ class Pictures:
     def _locate(self, relative: str) -> Path:
         found = next((path for path in self._candidates(relative) if path.is_file()), None)
         if found is None:
-            raise RowError(f"image {relative} does not exist")
+            named = "image" if scan_kind(Path(relative)) else f"image {relative}"  # a scan's name may be a patient's
+            raise RowError(f"{named} does not exist")
         return found
 
     def _candidates(self, relative: str) -> Iterator[Path]:

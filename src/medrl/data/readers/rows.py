@@ -12,6 +12,8 @@ from medrl.errors import DataError, SettingsError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
+_SPLIT_FIELDS = ("split", "phrase_type")
+"""Where a row says which split it is of; VQA-RAD's phrase types are ``test_freeform``, ``freeform`` and such."""
 _BATCH_ROWS = 64
 _MAX_FIELD_BYTES = 16 * 2**20
 
@@ -45,9 +47,18 @@ class Row:
 class Rows:
     """The rows of some files, in order; Parquet and hub rows are read as they are asked for."""
 
-    def __init__(self, parts: list[tuple[Path, int, Any]]) -> None:
-        """Args: parts: (name, number of rows, iterable of values or a RowError for the whole file)."""
-        self.parts = parts
+    def __init__(self, parts: list[tuple[Path, int, Any]], split: str | None = None) -> None:
+        """
+        Args:
+            parts: (name, number of rows, iterable of values or a RowError for the whole file).
+            split: only rows that say so themselves; None: all.
+        """
+        self.parts, self.split = parts, split
+
+    def only(self, *names: str) -> "Rows":
+        """The parts whose path says one of ``names``; all where none does."""
+        said = [part for part in self.parts if any(name in part[0].as_posix() for name in names)]
+        return Rows(said or self.parts, self.split)
 
     def __len__(self) -> int:
         return sum(count for _, count, _ in self.parts)
@@ -58,20 +69,52 @@ class Rows:
                 yield Row(name, -1, values)
                 continue
             for position, value in enumerate(values):
-                yield Row(name, position, value)
+                if self.split is None or not isinstance(value, dict):
+                    yield Row(name, position, value)
+                elif (said := _split_said(value)) is None:
+                    reason = f"its file's name does not say {self.split!r}, and the row has no field split"
+                    yield Row(name, position, RowError(reason))
+                elif said == self.split.casefold():
+                    yield Row(name, position, value)
 
 
-def rows_of(path: Path, what: str, split: str | None = None, config: str | None = None) -> Rows:
-    """Rows of a file, of a folder's files (those with ``split`` in their name), or of the hub data set of that name.
+def _split_said(row: dict[str, Any]) -> str | None:
+    """The split that the row says it is of; None where it says none."""
+    name = next((name for name in _SPLIT_FIELDS if row.get(name)), None)
+    if name is None:
+        return None
+    said = str(row[name]).strip().casefold()
+    return said if name == "split" else "test" if said.startswith("test") else "train"
+
+
+def rows_of(
+    path: Path, what: str, split: str | None = None, config: str | None = None, apart: tuple[str, ...] = ()
+) -> Rows:
+    """Rows of a file, of a folder's files, or of the hub data set of that name.
+
+    Args:
+        what: the source's name, for the message.
+        split: of a folder, the files with this in their name, or in the names of their folders. Of one file that is not
+            called so, the rows that say it.
+        config: of a hub data set.
+        apart: sub-folders that hold no questions, whatever files lie there.
 
     Raises:
-        DataError: there is nothing to read; ``what`` is the source's name for the message.
+        DataError: there is nothing to read.
     """
     if _saved_to_disk(path):
         return hub_rows(str(path), split=split)
     if path.exists():
-        names = () if split is None or path.is_file() else (split,)
-        return rows_of_files(find_files(path, what, names), path if path.is_dir() else None)
+        files = find_files(path, what, apart=apart)
+        root = path if path.is_dir() else None
+        called = _called(files, path, split) if split else files
+        if called:
+            return rows_of_files(called, root)
+        if len(files) > 1:
+            raise DataError(
+                f"{path} holds no {what}: there is no file ({', '.join(SUFFIXES)}) with {split} in its name"
+            )
+        return Rows(rows_of_files(files, root).parts, split)
     if path.is_absolute() or path.suffix in SUFFIXES or str(path).count("/") != 1:
         raise DataError(f"{path} does not exist: give a file or folder of {what}, or a hub id like owner/name")
     return hub_rows(str(path), config=config, split=split)
@@ -95,24 +138,32 @@ def rows_of_files(files: list[Path], root: Path | None = None, encoding: str | N
     return Rows([(file.relative_to(root) if root else Path(file.name), *_read(file, encoding)) for file in files])
 
 
-def find_files(path: Path, what: str, names: tuple[str, ...] = ()) -> list[Path]:
+def find_files(path: Path, what: str, apart: tuple[str, ...] = ()) -> list[Path]:
     """``path`` itself, or the files of a known kind under the folder ``path``, sorted.
 
     Args:
         what: the source, for the message.
-        names: substrings, one of which a file's name must hold; empty for all.
+        apart: sub-folders that are not looked into.
 
     Raises:
         DataError: there is none.
     """
     if path.is_file():
         return [path]
-    found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and not _hidden(file, path)]
-    found = [file for file in found if not names or any(name in file.name for name in names)]
+    found = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and not _hidden(file, path) and file.relative_to(path).parts[0] not in apart
+    ]
     if not found:
-        wanted = f" with {' or '.join(names)} in its name" if names else ""
-        raise DataError(f"{path} holds no {what}: there is no file ({', '.join(SUFFIXES)}){wanted}")
+        raise DataError(f"{path} holds no {what}: there is no file ({', '.join(SUFFIXES)})")
     return found
+
+
+def _called(files: list[Path], path: Path, split: str) -> list[Path]:
+    """The files with ``split`` in their names; where there are none, those in folders called so."""
+    by_name = [file for file in files if split in file.name]
+    return by_name or [file for file in files if path.is_dir() and split in file.relative_to(path).as_posix()]
 
 
 def hub_rows(name: str, *, config: str | None = None, split: str | None = None) -> Rows:
@@ -136,7 +187,10 @@ def hub_rows(name: str, *, config: str | None = None, split: str | None = None) 
         raise DataError(f"{name} cannot be loaded through datasets: {type(error).__name__}: {error}") from error
     parts = loaded if isinstance(loaded, dict) else {split or "rows": loaded}
     return Rows(
-        [(Path(f"{Path(name).name}-{part}"), len(rows), _with_names(_undecoded(rows))) for part, rows in parts.items()]
+        [
+            (Path(f"{Path(name).name}-{part}"), len(rows), _with_names(_undecoded(rows), Path(name)))
+            for part, rows in parts.items()
+        ]
     )
 
 
@@ -156,14 +210,32 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _with_names(rows: Any) -> Iterator[Any]:
-    """The same rows with the names of classes for their numbers."""
+def _with_names(rows: Any, folder: Path) -> Iterator[Any]:
+    """The same rows with the names of classes for their numbers, and with the bytes of images that lie in files."""
     import datasets
 
     classes = {column: kind for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+    images = [column for column, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     for row in rows:
         named = {column: kind.int2str(row[column]) for column, kind in classes.items() if row[column] is not None}
-        yield {**row, **named}
+        yield {**row, **named, **{column: _with_bytes(row[column], folder) for column in images}}
+
+
+def _with_bytes(image: Any, folder: Path) -> Any:
+    """An image of a folder of images: ``datasets`` names its file by a whole path, which no other row may."""
+    from datasets.config import HF_CACHE_HOME
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not isinstance(image, dict) or image.get("bytes") is not None or not Path(image.get("path") or "").is_absolute():
+        return image
+    path = Path(image["path"])
+    for root in (folder, Path(HF_HUB_CACHE), Path(HF_CACHE_HOME)):
+        if path.resolve().is_relative_to(root.resolve()) and path.is_file():
+            name = (
+                path.relative_to(folder.absolute()).as_posix() if path.is_relative_to(folder.absolute()) else path.name
+            )
+            return {"bytes": path.read_bytes(), "path": name}
+    return image
 
 
 def _hidden(file: Path, root: Path) -> bool:

@@ -39,11 +39,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "references": ("references",),
     "rationale": ("rationale", "reasoning", "explanation"),
 }
-"""Ours -> the names under which it is looked for when no mapping names one."""
+"""Ours -> the names under which it is looked for when no mapping names one, in any case and with blanks or hyphens for
+``_``."""
 _NEEDED = ("image", "question", "answer")
 _YES_NO_WORDS = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
 """How tables write yes and no where the kind says that it is one of them."""
-_LETTER = re.compile(r"\(?[A-Ja-j][).:]?")
+LETTER = re.compile(r"\(?[A-Ja-j][).:]?")
+"""An answer that is the letter of an option."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -98,15 +100,17 @@ def read_table(
     if len(rows) == 0:
         raise DataError(f"{', '.join(str(name) for name, _, _ in rows.parts)} has no rows")
     seen: dict[str, None] = {}
+    plain: dict[str, Any] = {}
 
     def convert(row: Row) -> Example:
         if not seen:
             _check_mapping(mapping, fields_of(row.value))
         seen.update(dict.fromkeys(fields_of(row.value)))
+        plain.update(_with_plain_names(row.value))
         return _table_row(row, columns, pictures, source, pseudonym)
 
     result = collect(rows, convert, quiet=quiet)
-    missing = [ours for ours in _NEEDED if seen and not any(name in seen for name in columns[ours])]
+    missing = [ours for ours in _NEEDED if seen and not any(name in plain for name in columns[ours])]
     if missing and not result.examples:
         raise SettingsError(
             f"no column is known to hold {', '.join(missing)}; it has {', '.join(map(str, seen))}: name them, "
@@ -134,7 +138,7 @@ def _table_row(
     source: str,
     pseudonym: Callable[[str], str],
 ) -> Example:
-    row = fields_of(place.value)
+    row = _with_plain_names(fields_of(place.value))
     patient = text_or(row, "", *columns["patient"])
     question, form = _asked(text(row, *columns["question"]), row, columns)
     return Example(
@@ -150,6 +154,12 @@ def _table_row(
     )
 
 
+def _with_plain_names(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with each field also under its name in small letters with ``_`` between, where that name is free."""
+    plain = {re.sub(r"[\s-]+", "_", str(name).strip().casefold()): value for name, value in row.items()}
+    return plain | row
+
+
 def _asked(question: str, row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> tuple[str, dict[str, Any]]:
     """The question, without the options that may stand in it, and the kind, options and target of its answer."""
     kind = text_or(row, "", *columns["kind"])
@@ -159,7 +169,7 @@ def _asked(question: str, row: dict[str, Any], columns: Mapping[str, tuple[str, 
     answers = answer_items(row, *columns["answer"])
     references = answer_items(row, *columns["references"]) if _cell(row, columns["references"]) is not None else ()
     options = _options(row, columns)
-    if known in (None, "choice") and not options and len(answers) == 1 and _LETTER.fullmatch(answers[0].strip()):
+    if known in (None, "choice") and not options and len(answers) == 1 and LETTER.fullmatch(answers[0].strip()):
         try:
             question, options = split_inline(question)
         except RowError as error:

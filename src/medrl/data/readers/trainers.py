@@ -6,6 +6,7 @@ question and options are read out of the text.
 """
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,16 +17,24 @@ from medrl.data.readers.inline import split_inline
 from medrl.data.readers.pictures import Pictures
 from medrl.data.readers.result import ImportResult, collect
 from medrl.data.readers.rows import Row, RowError, rows_of
-from medrl.data.readers.tables import answer_form
+from medrl.data.readers.tables import LETTER, answer_form
 from medrl.data.store_rows import find_problem
+from medrl.errors import DataError
 from medrl.types import Example
 
 IMAGE_MARK = "<image>"
 OWN_FIELD = "medrl"
-_ANSWERS = ("solution", "answer", "ground_truth", "target")
+_QUESTIONS = ("prompt", "messages", "conversations", "problem", "question", "query", "instruction")
+_ANSWERS = ("solution", "answer", "ground_truth", "target", "response", "output")
 _LISTS = ("options", "references")
 _HOLDERS = ("extra_info", "metadata")
 """Objects in which a format keeps what it does not know."""
+_INSTRUCTION = re.compile(
+    r"\s*\b(?:you first think|you should first|(?:first,? )?(?:think|output|provide|put|answer|write)|please"
+    r"|let'?s think|solve|your task)\b(?=.*(?:<think>|<answer>|\\boxed|option'?s letter|step by step)).*\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+"""How to answer, as trainers' recipes write it behind the question; it is no part of the last option."""
 
 
 def read_trainer_rows(path: Path, pictures: Pictures, *, split: str | None = None, quiet: bool = True) -> ImportResult:
@@ -40,16 +49,28 @@ def read_trainer_rows(path: Path, pictures: Pictures, *, split: str | None = Non
 
 
 def _llama_factory_file(folder: Path) -> str:
+    """The one file that the folder's table of contents names and that is there."""
     try:
         contents = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        [entry] = contents.values()
-        return PurePosixPath(entry["file_name"]).name
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "dataset_info.json"
+        entries = contents.values()
+        names = {PurePosixPath(entry["file_name"]).name for entry in entries if "file_name" in entry}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder / 'dataset_info.json'} is no table of contents ({error}): give one of its files"
+        ) from error
+    here = sorted(name for name in names if (folder / name).is_file())
+    if len(here) != 1:
+        raise DataError(
+            f"{folder / 'dataset_info.json'} names {len(here)} files that are there ({', '.join(here[:8])}): "
+            "give one of them"
+        )
+    return here[0]
 
 
 def _trainer_row(place: Row, pictures: Pictures) -> Example:
     row = fields_of(place.value)
+    if isinstance(row.get("body"), dict):  # a request of OpenAI's batch files
+        row = {**row, **row["body"]}
     turns = _turns(row)
     said, shown = _content(turns["user"])
     cells = row.get("images") or row.get("image") or shown
@@ -67,8 +88,9 @@ def _trainer_row(place: Row, pictures: Pictures) -> Example:
     else:
         try:
             question, options = split_inline(question)
+            options = (*options[:-1], _INSTRUCTION.sub("", options[-1]) or options[-1])
         except RowError as error:
-            if "more than one way" in str(error):
+            if "more than one way" in str(error) or LETTER.fullmatch(answer_text(answer)):
                 raise
     return Example(
         id=text_or(row, place.id, "id", "question_id"),
@@ -84,11 +106,9 @@ def _trainer_row(place: Row, pictures: Pictures) -> Example:
 
 def _turns(row: dict[str, Any]) -> dict[str, Any]:
     """What the user says last, and what the assistant answers, if the row has that."""
-    talk = next(
-        (row[name] for name in ("prompt", "messages", "conversations", "problem", "question") if row.get(name)), None
-    )
+    talk = next((row[name] for name in _QUESTIONS if row.get(name)), None)
     if isinstance(talk, str):
-        return {"user": talk}
+        return {"user": f"{talk}\n{row['input']}" if row.get("input") and row.get("instruction") else talk}
     if not isinstance(talk, list):
         raise RowError("missing field prompt, messages or problem")
     turns: dict[str, Any] = {}
@@ -111,9 +131,9 @@ def _content(content: Any) -> tuple[str, list[Any]]:
     texts, shown = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
+        if kind in ("text", "input_text", "output_text"):
             texts.append(str(part.get("text") or ""))
-        elif kind == "image_url":
+        elif kind in ("image_url", "input_image"):
             shown.append(part.get("image_url"))
         elif kind == "image" and part.get("image") is not None:
             shown.append(part["image"])

@@ -5,7 +5,8 @@ answer and more; hub ``flaviagiammarino/vqa-rad``: image, question, answer. Ches
 CT or MRI.
 PathVQA: He et al., arXiv 2003.10286; hub ``flaviagiammarino/path-vqa``: image, question, answer.
 SLAKE: Liu et al., ISBI 2021, arXiv 2102.09542; hub ``BoKelvin/SLAKE``: train, validation and test.json with img_name,
-question, answer, q_lang (en, zh), modality, answer_type (OPEN, CLOSED), content_type, qid; pictures in imgs/.
+question, answer, q_lang (en, zh), modality, answer_type (OPEN, CLOSED), content_type, qid; pictures in imgs/xmlab1/,
+each beside a copy of its questions and its boxes. English excerpts of it have image, question and answer alone.
 """
 
 import re
@@ -45,6 +46,8 @@ _CHINESE_PAIRS = (
     ("能", "不能"),
 )
 """Yes and no in Chinese; of pairs that share a word, the first is offered."""
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_SLAKE_APART = ("imgs", "KG")
 _SLAKE_MODALITIES = {"X-Ray": "X-Ray", "CT": "CT", "MRI": "MRI"}
 
 
@@ -104,7 +107,7 @@ def read_slake(
         example, language = _slake(row, pictures)
         return example if language in languages else None
 
-    return collect(rows_of(path, "SLAKE", split), convert, quiet=quiet)
+    return collect(rows_of(path, "SLAKE", split, apart=_SLAKE_APART), convert, quiet=quiet)
 
 
 def _read_pairs(
@@ -132,10 +135,10 @@ def _pair(place: Row, pictures: Pictures, source: str, modality: str) -> Example
 
 def _slake(place: Row, pictures: Pictures) -> tuple[Example, str]:
     row = fields_of(place.value)
-    language = text(row, "q_lang")
+    language = text_or(row, "zh" if _CHINESE.search(text(row, "question")) else "en", "q_lang")
     if language not in LANGUAGES:
         raise RowError(f"q_lang is {language!r}; SLAKE is in {' and '.join(LANGUAGES)}")
-    kind = text(row, "answer_type").upper()
+    kind = text_or(row, "CLOSED", "answer_type").upper()
     if kind not in ("OPEN", "CLOSED"):
         raise RowError(f"answer_type is {row['answer_type']!r}; it must be OPEN or CLOSED")
     modality = text_or(row, "unknown", "modality")

@@ -115,9 +115,12 @@ class Qwen2VL:
         return output.last_hidden_state
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Images:
-    """Which patches belong together, known before the first layer: no layer has to ask the device."""
+    """Which patches belong together, known before the first layer: no layer has to ask the device.
+
+    Not frozen: the compiler looks into frozen records, and would compile a layer again for every mixture of sizes.
+    """
 
     sizes: tuple[tuple[int, Tensor | None], ...]
     """Patches of an image, and where the patches of all images of that size are; None where that is everywhere."""
@@ -152,7 +155,8 @@ def attend_to_patches(
         cu_seqlens: (images + 1,) where each image begins; read only where ``images`` is not given.
         position_embeddings: cosine and sine (patches, head width).
     """
-    images = images or _images_between(cu_seqlens)
+    if images is None:
+        images = _images_between(cu_seqlens)
     qkv = attention.qkv(hidden_states).view(hidden_states.shape[0], 3, attention.num_heads, -1)
     cos, sin = position_embeddings
     query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)

@@ -1,0 +1,148 @@
+"""The commands that time this machine: bench step, bench eval."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from medrl import terminal
+
+benches = typer.Typer(
+    help="""Time a step or an evaluation on this machine.
+
+\b
+Example:
+  medrl bench step --model 25m --baseline naive
+""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ModelSize = Annotated[str, typer.Option("--model", help="tiny, 25m, 2b or 7b; also qwen2-vl-2b, qwen2-vl-7b.")]
+Init = Annotated[Literal["random"], typer.Option(help="Where weights come from: the architecture is built from code.")]
+
+
+@benches.command("step")
+def bench_step(
+    model: ModelSize = "25m",
+    init: Init = "random",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per step.")] = 4,
+    group: Annotated[int, typer.Option(min=2, help="Completions per prompt.")] = 8,
+    image_px: Annotated[int, typer.Option(min=28, help="Side of the one image of each prompt.")] = 224,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Text tokens of a prompt.")] = 80,
+    completion_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every completion.")] = 64,
+    kl: Annotated[float, typer.Option(min=0, help="KL weight; at 0 no reference is loaded.")] = 0.04,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps, after the warm-up.")] = 5,
+    baseline: Annotated[
+        Literal["naive", "trl"] | None, typer.Option(help="Time this too, on the same shapes; trl: its GRPOTrainer.")
+    ] = None,
+    attention: Annotated[
+        Literal["auto", "dense", "flex", "varlen"], typer.Option(help="Back end of packed attention.")
+    ] = "auto",
+    tokens_per_micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Default: found on a GPU, 4096 on a CPU.")
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Recompute layers in the backward pass.")
+    ] = False,
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Compile the layers; auto: on a GPU.")
+    ] = "auto",
+    as_json: terminal.Json = False,
+) -> None:
+    """Time a GRPO step.
+
+    And its phases, against the limits of the machine.
+
+    \b
+    Example:
+      medrl bench step --model 25m --prompts 4 --group 8 --image-px 224 --completion-tokens 64 --baseline naive
+      medrl bench step --model qwen2-vl-2b --prompts 8 --image-px 448 --completion-tokens 160 --json
+    """
+    from medrl.bench import step
+    from medrl.bench.limits import Work
+
+    terminal.quiet_libraries()
+    result = step.bench_step(
+        step.StepBench(
+            model=model,
+            work=Work(
+                prompts=prompts,
+                group=group,
+                image_px=image_px,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+            ),
+            kl_coef=kl,
+            steps=steps,
+            baseline=baseline,
+            attention=attention,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            checkpoint_activations=checkpoint_activations,
+            compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
+        )
+    )
+    if as_json:
+        terminal.print_json(result)
+        return
+    limits = result["limit_phases"]
+    rows = [
+        (name, f"{spent:.3f}", f"{limits[name]:.3f}" if name in limits else "")
+        for name, spent in result["phases"].items()
+    ]
+    total = ("step", f"{result['seconds_per_step']:.3f}", f"{result['limit_seconds']:.3f}")
+    terminal.print_table(f"{model}, {result['device']}", ["phase", "seconds", "limit"], [*rows, total])
+    typer.echo(
+        f"{result['tokens_per_s']:.0f} tokens/s, {result['fraction_of_limit']:.0%} of the limit, "
+        f"MFU {result['mfu']:.0%}, peak {result['peak_gb']:.1f} GB, attention {result['attention']}"
+        + (", layers compiled" if result["compiled"] else "")
+    )
+    if baseline is not None:
+        typer.echo(
+            f"{baseline}: {result['baseline']['seconds_per_step']:.3f} s per step, {result['speedup']:.1f} times ours"
+        )
+
+
+@benches.command("eval")
+def bench_eval(
+    model: ModelSize = "25m",
+    init: Init = "random",
+    items: Annotated[int, typer.Option(min=1, help="Questions, each with an image of its own.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = 64,
+    image_px: Annotated[int, typer.Option(min=28, help="Side of the images.")] = 224,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Text tokens of a prompt.")] = 80,
+    completion_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds, after the warm-up.")] = 3,
+    baseline: Annotated[bool, typer.Option(help="Also time transformers' generate in batches of 64.")] = True,
+    as_json: terminal.Json = False,
+) -> None:
+    """Time greedy evaluation.
+
+    \b
+    Example:
+      medrl bench eval --model 25m --items 64 --image-px 224
+      medrl bench eval --model qwen2-vl-2b --items 256 --image-px 392 --json
+    """
+    from medrl.bench import evaluation
+
+    terminal.quiet_libraries()
+    result = evaluation.bench_eval(
+        evaluation.EvalBench(
+            model=model,
+            items=items,
+            batch_size=batch_size,
+            image_px=image_px,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            repeats=repeats,
+            baseline=baseline,
+        )
+    )
+    if as_json:
+        terminal.print_json(result)
+        return
+    rows = [("medrl", f"{result['items_per_s']:.1f}")]
+    if result["baseline"] is not None:
+        rows.append((result["baseline"]["name"], f"{result['baseline']['items_per_s']:.1f}"))
+    terminal.print_table(f"{model}, {result['device']}", ["", "items per second"], rows)
+    if result["speedup"] is not None:
+        typer.echo(f"{result['speedup']:.1f} times as fast; {result['same_tokens']:.0%} of the answers are the same")
