@@ -34,7 +34,7 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="Store that blind baselines are fit on; default: the run's.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest completion; default: the run's, else 256.")
     ] = None,
@@ -49,10 +49,10 @@ def evaluate(
     ] = None,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0: from all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Names the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Ask only the I-th of N parts, from 1; torchrun gives it by itself."),
+        typer.Option(metavar="I/N", help="Ask only the I-th of N parts, from 1; torchrun sets it by itself."),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -63,7 +63,7 @@ def evaluate(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest wait for one reply of the server, in s.")] = 300.0,
     option_probs: Annotated[
-        bool, typer.Option(help="Keep how probable each option's letter was; scored, at no second look at the image.")
+        bool, typer.Option(help="Record the probability of each option's letter; the image is not encoded again.")
     ] = True,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "float64"] | None,
@@ -179,12 +179,12 @@ def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, or a folder of them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, a study, or a folder of them.")],
     once: Annotated[bool, typer.Option("--once", help="Look once instead of until all is finished.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = WATCH_EVERY_S,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print JSON for programs.")] = False,
 ) -> None:
-    """Show how far runs and evaluations are.
+    """Show how far runs, evaluations and studies are.
 
     From their files alone, so it may look on from another terminal or machine. Ends when all is finished.
 
