@@ -18,7 +18,7 @@ from medrl.runs import Run, append_records, read_records, read_summary
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)><a href='javascript:alert(3)'>x</a>\u202e\x1b[31m'\"&"
 FILTERS = (Path(report.__file__).parent / "templates" / "filters.js").read_text()
-VOID = {"meta", "wbr", "link", "img", "br", "line", "circle", "polyline", "rect"}
+VOID = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect"}
 
 
 class Page(HTMLParser):
