@@ -150,7 +150,7 @@ def test_a_folder_is_no_recipe(tmp_path):
 def test_bytes_that_are_no_text_are_no_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    assert message_of(path).startswith(f"recipe {path} cannot be read: ")
+    assert message_of(path).startswith(f"recipe {path} is not UTF-8 text")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from medrl.policy.policy import Policy
 from medrl.rollout import scheduler
 from medrl.rollout.decoder import Decoder
 from medrl.rollout.engine import generate
+from medrl.rollout.prefill import prefill
 from medrl.rollout.sampling import Sampling
 from medrl.types import Prompt
 
@@ -120,6 +121,19 @@ def test_compiled_layers_write_what_plain_ones_write(make_policy, compiled, monk
     found = generate(policy, PROMPTS, Sampling(max_new_tokens=6), group_size=2)
     assert tokens(found) == tokens(expected)
     assert counters["stats"]["unique_graphs"] > before  # decoding is compiled too
+
+
+def test_a_pass_that_keeps_keys_and_values_is_not_compiled(compiled, monkeypatch):
+    policy = compiled()
+    encoded = policy.encode(PROMPTS[:2])
+
+    def refuse():
+        raise AssertionError("a layer was given to the compiler")
+
+    monkeypatch.setattr(layers, "compiling", refuse)
+    prefill(policy, encoded)
+    with pytest.raises(AssertionError, match="given to the compiler"):
+        policy.logprobs(encoded, COMPLETIONS)
 
 
 def test_a_cut_that_nobody_planned_is_named(make_policy, monkeypatch, caplog):

@@ -116,7 +116,7 @@ COMPILED = "_medrl_compiled_forward"
 
 
 def _compiled(layer: Any, *inputs: Any, **options: Any) -> Any:
-    if options.get("past_key_values") is not None:
+    if any(options.get(name) is not None for name in ("cache", "past_key_values")):  # the name changed in transformers
         return type(layer).forward(layer, *inputs, **options)
     with compiling():
         return getattr(layer, COMPILED)[0](layer, *inputs, **options)

@@ -1,5 +1,6 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
+import inspect
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel, apply_rotary_pos_emb_vision
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
@@ -111,10 +112,14 @@ class Qwen2VL:
             inputs_embeds=embedded,
             position_ids=positions,
             attention_mask={"full_attention": visibility},
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{CACHE: cache},
         )
         return output.last_hidden_state
+
+
+CACHE = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
+"""What this transformers calls the keys and values that were kept; the older name goes away with 5.40."""
 
 
 @dataclass(slots=True)
