@@ -79,6 +79,11 @@ def main() -> None:
         parser.error("give --demo DIR, --omnimed DIR, or --train STORE and --test STORE")
     recipe = load_settings(Recipe, args.recipe, [*overrides, f"data.train={train}"])
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"modality": (args.domain,)})})
+    types = recipe.data.question_type
+    asked = [row for row in store.load(test)[: args.limit] if not types or row.question_type in types]
+    if {row.modality == args.domain for row in asked} != {True, False}:
+        found = ", ".join(sorted({row.modality for row in asked}))
+        parser.error(f"the test questions must be of {args.domain} and of others, but they are of: {found}")
     rows = run_all(recipe, test, args.out, args.seeds, args.limit)
     summary = summarize(rows, args.domain)
     write_json_atomically(args.out / "comparison.json", {"domain": args.domain, "seeds": args.seeds, **summary})

@@ -15,11 +15,10 @@ _LEAD_IN = re.compile(
       | (?:it|this|that|which)(?:\s(?:is|must\sbe)|['’]s)(?![^\W_])
       | (?:i|we)(?:\s(?:would|will)|['’](?:d|ll))?
             \s(?:choose|chose|pick|select|go\swith|say|answer|think|believe|conclude)(?![^\W_])(?:\sthat(?=\s(?!is\s)))?
-      | (?:based\son|according\sto)\s(?:the|this)\s(?:(?:given|provided|medical|above)\s)?
-            (?:image|picture|scan|question|options|information)(?:\s(?:above|given|provided|shown))?(?=,\s),
-      | (?:the|this)\s(?:(?:given|provided|medical|imaging)\s)?(?:image|picture|scan|modality)
-            \s(?:is|shows|depicts)(?![^\W_])
-      | (?:[-=]{{1,2}}>|→|⇒)
+      | (?:based\son|according\sto)\s(?:the|this)\s(?:(?:given|provided)\s)?(?:image|question|information)
+            (?:\sprovided)?,
+      | (?:the|this)\s(?:(?:medical|imaging)\s)?(?:image|scan|modality)\s(?:is|shows)(?![^\W_])
+      | [-=]{{1,2}}> | = | [→⇒]
       | (?:so|thus|therefore|hence|i\.e\.),?(?=[\s:])
       | (?:因此|所以|故|综上所述?)?[,:]?(?:我|应|應|该|該)?(?:最终|正确|正確)?的?
             (?:答案|选项|選項|选择|選擇|选|選|答え|正解|回答)(?:应该|應該|应|應)?(?:是|为|為|は)?
