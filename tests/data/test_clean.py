@@ -1,11 +1,14 @@
 """A copy has the same pixels and none of the words."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from medrl.data.clean import copy_picture, must_be_redrawn
+from medrl.data.clean import copy_picture, must_be_redrawn, picture_bytes
 from medrl.data.images import open_image
+from medrl.errors import ImageError
 
 SECRET = "Doe^Jane 1970-01-02"
 
@@ -60,11 +63,21 @@ def test_a_progressive_jpeg_with_restarts_and_comments_between_scans_keeps_its_p
 
 
 def test_a_file_without_words_is_copied_bit_for_bit(tmp_path):
-    for format in ("PNG", "TIFF", "BMP", "WEBP"):
+    for format in ("PNG", "WEBP"):
         picture().save(tmp_path / "a", format=format)
         copy_picture(tmp_path / "a", tmp_path / "b")
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes(), format
         assert not must_be_redrawn(tmp_path / "a")
+
+
+@pytest.mark.parametrize("options", [{"format": "BMP"}, {"format": "TIFF"}, {"format": "TIFF", "big_tiff": True}])
+def test_what_is_hung_on_to_tiff_and_bmp_goes_too(tmp_path, options):
+    picture().save(tmp_path / "a", **options)
+    with (tmp_path / "a").open("ab") as file:
+        file.write(SECRET.encode())
+    copy_picture(tmp_path / "a", tmp_path / "b")
+    assert SECRET.encode() not in (tmp_path / "b").read_bytes()
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b")), np.asarray(picture()))
 
 
 def test_alpha_survives_in_webp_and_png(tmp_path):
@@ -83,3 +96,18 @@ def test_a_file_that_breaks_its_formats_rules_is_drawn_anew_without_its_words(tm
     copy_picture(source, tmp_path / "b.png")
     assert b"Jane" not in (tmp_path / "b.png").read_bytes()
     assert np.array_equal(np.asarray(open_image(tmp_path / "b.png")), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("kind", ["webp", "tiff"])
+def test_a_header_that_claims_a_giant_is_one_typed_error_and_no_copy(tmp_path, kind):
+    if kind == "webp":
+        size = (2**14 - 1).to_bytes(3, "little")  # width and height less one, of VP8X
+        body = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes(4) + size + size
+        content = b"RIFF" + len(body).to_bytes(4, "little") + body
+    else:
+        tags = [(256, 4, 2**20), (257, 4, 2**20), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+        entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+        content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / f"x.{kind}").write_bytes(content)
+    with pytest.raises(ImageError):
+        picture_bytes(tmp_path / f"x.{kind}")

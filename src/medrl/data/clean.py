@@ -1,8 +1,8 @@
 """Copies of pictures without what was written beside the pixels: EXIF, XMP, IPTC, comments, text, trailers.
 
 Names, dates and places of patients travel there. JPEG, PNG and WebP keep their compressed pixels bit for bit: segments
-and chunks are kept by allow-list, and of the EXIF only the orientation. TIFF with more than structural tags, DICOM and
-NIfTI are written anew as PNG, as ``open_image`` reads them.
+and chunks are kept by allow-list, and of the EXIF only the orientation. TIFF, BMP, DICOM and NIfTI are written anew as
+PNG, as ``open_image`` reads them.
 """
 
 import io
@@ -19,14 +19,15 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
 _WEBP_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 _WEBP_EXIF, _WEBP_ALPHA = 0x08, 0x10
-_TIFF = (b"II*\0", b"MM\0*")
-_TIFF_TAGS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 283, 284, 296, 317, 320, 338, 339}
-"""Size, depth, compression, photometric, orientation, strips, samples, resolution, planes, predictor, palette."""
+_REDRAWN = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+"""How TIFF, BigTIFF and BMP begin."""
 _ORIENTATION = 0x0112
 _EXIF_HEAD = b"Exif\0\0"
 _SOI, _EOI, _SOS, _APP0, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
 _JPEG_BARE = {0x01, *range(0xD0, 0xD8)}
 """Markers without a body: TEM and the restart marks."""
+_READ_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises over a header."""
 
 
 class _OddFileError(ValueError):
@@ -34,17 +35,11 @@ class _OddFileError(ValueError):
 
 
 def must_be_redrawn(path: Path) -> bool:
-    """True for what a copy keeps only as a new PNG: scans, and TIFF that says more than how its pixels are stored."""
+    """True for what a copy keeps only as a new PNG: scans, TIFF and BMP, which hold words in many places."""
     if scan_kind(path):
         return True
     with path.open("rb") as file:
-        if file.read(4) not in _TIFF:
-            return False
-    try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            return not set(getattr(image, "tag_v2", {})) <= _TIFF_TAGS
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError):
-        return False
+        return file.read(4).startswith(_REDRAWN)
 
 
 def copy_picture(source: Path, target: Path) -> None:
@@ -84,7 +79,7 @@ def _orientation(path: Path) -> bytes:
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
             turned = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error) as error:
+    except _READ_ERRORS as error:
         raise _OddFileError(str(error)) from error
     if turned not in range(2, 9):
         return b""

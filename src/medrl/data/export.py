@@ -19,7 +19,8 @@ from medrl.data.store import load, read_info
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example, Mode
 
-_SUFFIX_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".webp": "webp", ".bmp": "bmp"}
+_TYPES = {b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
+"""How a picture's bytes begin -> its type; all others are PNG."""
 _MARK = "<image>"
 _BATCH_ROWS = 64
 
@@ -201,8 +202,9 @@ FORMATS: dict[str, Callable[[list[Asked], Path], None]] = {
 
 
 def _data_uri(path: Path) -> str:
-    kind = _SUFFIX_TYPES.get(path.suffix.lower(), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(picture_bytes(path)).decode()}"
+    content = picture_bytes(path)
+    kind = next((kind for magic, kind in _TYPES.items() if content.startswith(magic)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _bytes(item: Asked) -> list[dict[str, Any]]:
