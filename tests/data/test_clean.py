@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from medrl.data.clean import copy_picture, must_be_redrawn
+from medrl.data.clean import copy_picture, must_be_redrawn, picture_bytes
 from medrl.data.images import open_image
 from medrl.errors import ImageError
 
@@ -143,3 +143,18 @@ def test_a_file_that_breaks_its_formats_rules_is_drawn_anew_without_its_words(tm
     copy_picture(source, tmp_path / "b.png")
     assert b"Jane" not in (tmp_path / "b.png").read_bytes()
     assert np.array_equal(np.asarray(open_image(tmp_path / "b.png")), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("kind", ["webp", "tiff"])
+def test_a_header_that_claims_a_giant_is_one_typed_error_and_no_copy(tmp_path, kind):
+    if kind == "webp":
+        size = (2**14 - 1).to_bytes(3, "little")  # width and height less one, of VP8X
+        body = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes(4) + size + size
+        content = b"RIFF" + len(body).to_bytes(4, "little") + body
+    else:
+        tags = [(256, 4, 2**20), (257, 4, 2**20), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+        entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+        content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / f"x.{kind}").write_bytes(content)
+    with pytest.raises(ImageError):
+        picture_bytes(tmp_path / f"x.{kind}")

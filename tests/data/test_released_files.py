@@ -22,8 +22,10 @@ def save(path: Path, seed: int = 0) -> Path:
 
 def written(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = isinstance(content, list) and path.suffix == ".jsonl"
-    path.write_text("\n".join(map(json.dumps, content)) if lines else json.dumps(content), encoding="utf-8")
+    text = json.dumps(content)
+    if isinstance(content, list) and path.suffix == ".jsonl":
+        text = "\n".join(map(json.dumps, content))
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,6 +1,7 @@
 """No picture and no patient on both sides."""
 
 import itertools
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from phantoms import LEAKS, phantom
 from PIL import Image
 
-from medrl.data import splits
+from medrl.data import splits, store
 from medrl.data.images import pixel_digest
+from medrl.data.split_store import split_store
 from medrl.data.splits import slug, split_examples, take_subset
 from medrl.errors import DataError, SettingsError
 from medrl.types import Example
@@ -266,3 +268,21 @@ def test_impossible_arguments_are_refused(change, words):
         split_examples([row(0)], **{"test_fraction": 0.2, "seed": 0, **change})
     with pytest.raises(DataError, match="no examples"):
         split_examples([], test_fraction=0.2, seed=0)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_divided_store_links_to_its_images_where_the_store_did_and_does_not_need_it_then(tmp_path, copied):
+    (tmp_path / "images/a b").mkdir(parents=True)
+    rows = []
+    for number in range(10):
+        path = tmp_path / f"images/a b/{number}.png"
+        phantom(number).save(path)
+        rows.append(replace(row(number), images=(path,)))
+    store.write_store(tmp_path / "whole", rows, source="s", license="l", copy=copied)
+    split_store(tmp_path / "whole", tmp_path / "out", keep_together="none", test_fraction=0.3, seed=0)
+    shutil.rmtree(tmp_path / "whole")
+    for side in ("train", "test"):
+        folder = tmp_path / "out/all" / side
+        assert (folder / "images").is_symlink() != copied
+        assert store.verify(folder).rows == len(store.load(folder))
+    assert len(list((tmp_path / "images/a b").iterdir())) == 10

@@ -33,6 +33,8 @@ _JPEG_CODING = {*range(0xC0, 0xD0), *range(0xDA, 0xE0)} - {0xC8}
 """Frames, scans and their tables. Others are for applications, comments or later use, and can hold anything."""
 _JFIF_BYTES, _ADOBE_BYTES = 14, 12
 """Bodies of the two application segments that say how to read the pixels, without JFIF's thumbnail."""
+_READ_ERRORS = (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises over a header."""
 
 
 class _OddFileError(ValueError):
@@ -86,7 +88,7 @@ def _orientation(path: Path) -> bytes:
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
             turned = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error) as error:
+    except _READ_ERRORS as error:
         raise _OddFileError(str(error)) from error
     if turned not in range(2, 9):
         return b""

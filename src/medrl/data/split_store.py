@@ -3,7 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def split_store(
 ) -> list[SplitPart]:
     """Divide the store ``source`` into ``out/<domain>/train`` and ``out/<domain>/test``, domains named by ``slug``.
 
-    Everything is written beside ``out`` and renamed at the end, so ``out`` is whole or absent.
+    Everything is written beside ``out`` and renamed at the end, so ``out`` is whole or absent. Where ``source`` links
+    to its images the new stores do, to the same ones; else each has copies.
 
     Args:
         resample, drop_unbalanced: rebuild the options of each side from its right answers; see
@@ -61,8 +62,9 @@ def split_store(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty: choose another --out, or remove it first")
     info = read_info(source)
+    linked = (source / "images").is_symlink()
     divided = split_examples(
-        load(source),
+        _in_place(source) if linked else load(source),
         test_fraction=test_fraction,
         seed=seed,
         keep_together=keep_together,
@@ -109,6 +111,7 @@ def split_store(
                         license=info.license,
                         citation=info.citation,
                         extra=extra,
+                        copy=not linked,
                     )
             parts.append(
                 SplitPart(
@@ -125,3 +128,12 @@ def split_store(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return parts
+
+
+def _in_place(source: Path) -> list[Example]:
+    """The examples of a linked store, with images where the link leads: the store itself may go."""
+    link = source / "images"
+    folder = link.resolve()
+    return [
+        replace(row, images=tuple(folder / image.relative_to(link) for image in row.images)) for row in load(source)
+    ]
