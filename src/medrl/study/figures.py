@@ -186,8 +186,8 @@ class AxisFigures:
     def _interval(self, name: str, scope: np.ndarray, average: Average) -> Interval:
         one = self.drawn[name]
         value = float(scope_mean(one.cells, scope, self.layout.counts, average))
-        # Every draw says the same, which is no certainty: Wilson, with clusters for questions. Not for a rule, which has
-        # no answer right where questions were chosen for that.
+        # Every draw says the same, which is no certainty: Wilson, with clusters for questions. Not for a rule, which
+        # has nothing right where questions were chosen for that.
         if value in (0.0, 1.0) and one.method.kind != "blind":
             return self._all_alike(value, scope)
         drawn = self._drawn_mean(one, scope, average)
