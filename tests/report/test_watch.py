@@ -106,6 +106,7 @@ def study(tmp_path):
     write_json_atomically(out / "cells" / "train-b" / "failed.json", {"cell": "train-b", "reason": "no"})
     for cell in ("train-a", "train-b"):
         Run.create(out / "cells" / cell / "run", {"training": {"steps": 10}}, {})
+        (out / "cells" / cell / "recipe.yaml").write_text("training: {steps: 10}")
     written(out / "cells" / "eval-a" / "claims" / "0001.json", 60)
     return out
 

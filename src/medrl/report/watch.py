@@ -69,11 +69,14 @@ def watch(folder: Path, now: float | None = None) -> list[Status]:
     ``now`` is the time (s since 1970), for tests. Raises ``RunError`` when there is none.
     """
     now = time.time() if now is None else now
-    found = [_of_study(file.parent, _name(file.parent, folder), now) for file in sorted(folder.rglob(PLAN))]
+    studies = [file.parent for file in sorted(folder.rglob(PLAN))]
+    cells = {path / CELLS / cell["id"] for path in studies for cell in _read(path / PLAN)["cells"]}
+    settled = {cell for cell in cells if (cell / CELL_DONE).exists() or (cell / CELL_FAILED).exists()}
+    found = [_of_study(path, _name(path, folder), now) for path in studies]
     found += [
         _of_run(path, name, now) if is_run(path) else _of_evaluation(path, name, now)
         for path, name in _work_in(folder)
-        if not (path.parent / CELL_DONE).exists() and not (path.parent / CELL_FAILED).exists()
+        if path not in cells and path.parent not in settled  # a cell's own folder holds its recipe, and is no run
     ]
     if not found:
         raise RunError(f"{folder} holds no run and no evaluation; 'medrl train' and 'medrl eval' write them")

@@ -186,13 +186,16 @@ class AxisFigures:
     def _interval(self, name: str, scope: np.ndarray, average: Average) -> Interval:
         one = self.drawn[name]
         value = float(scope_mean(one.cells, scope, self.layout.counts, average))
-        if value in (0.0, 1.0):  # every draw says the same, which is no certainty: Wilson, with clusters for questions
+        # Every draw says the same, which is no certainty: Wilson, with clusters for questions. Not for a rule, which
+        # has nothing right where questions were chosen for that.
+        if value in (0.0, 1.0) and one.method.kind != "blind":
             return self._all_alike(value, scope)
         drawn = self._drawn_mean(one, scope, average)
         return interval(value, drawn, self.layout, self._spread([one], scope, average))
 
     def _all_alike(self, value: float, scope: np.ndarray) -> Interval:
-        asked = np.asarray(scope.any(axis=0))[self.table.place]
+        columns = np.flatnonzero(scope.any(axis=0))
+        asked = np.isin(self.table.place, columns)
         n = len(np.unique(self.table.clusters[asked]))
         ends = wilson(value * n, n)
         known = n > 1
