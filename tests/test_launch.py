@@ -44,7 +44,23 @@ def test_the_script_asks_for_a_task_per_gpu_a_signal_in_time_and_a_requeue(recip
     assert not any("account" in line for line in lines)
     (started,) = [line for line in lines if line.startswith("srun")]
     assert started.endswith(f"-m submitit.core._submit {out}.slurm")
+    # Slurm 22.05 and later give a step one core unless it asks; a rank that dies must not leave the others waiting.
+    assert " --cpus-per-task=8 --kill-on-bad-exit=1 " in started
     assert not out.exists() and not (tmp_path / "runs" / "ct.slurm").exists()  # nothing was handed in
+
+
+def test_a_cluster_s_own_options_are_passed_on_and_workers_of_a_study_do_not_end_each_other(tmp_path):
+    pytest.importorskip("submitit")
+    study = tmp_path / "study.yaml"
+    study.write_text("methods: {}")
+    command = ["launch", "slurm", str(study), "--out", str(tmp_path / "study"), "--cpus", "4", "--dry-run"]
+    done = CliRunner().invoke(app, [*command, "--sbatch", "qos=long", "--sbatch", "exclusive"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert {"#SBATCH --qos=long", "#SBATCH --exclusive", "#SBATCH --cpus-per-task=4", "#SBATCH --requeue"} <= set(lines)
+    assert "--kill-on-bad-exit" not in done.output and "--cpus-per-task=4 " in lines[-2] + lines[-3]
+    wrong = CliRunner().invoke(app, [*command, "--sbatch", "--qos=long"])
+    assert wrong.exit_code == 2 and "without dashes" in wrong.output
 
 
 def test_without_slurm_the_way_out_is_named(recipe, tmp_path, monkeypatch):

@@ -94,6 +94,13 @@ def slurm(
     hours: Annotated[float, typer.Option(help="Time asked for; a run that needs more is requeued.")] = 24.0,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores of each task.")] = 8,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION[=VALUE]", help="Another option of sbatch, e.g. qos=long; give it again for several."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and stop.")] = False,
 ) -> None:
     """Submit a run or a study to Slurm.
@@ -105,13 +112,21 @@ def slurm(
     \b
     Example:
       medrl launch slurm recipes/med-r1-ct-think.yaml --nodes 2 --gpus 8 --out runs/ct --dry-run
-      medrl launch slurm recipes/study-med-r1.yaml --nodes 2 --gpus 8 --out runs/study-med-r1 --dry-run
+      medrl launch slurm recipes/study-med-r1.yaml --nodes 2 --gpus 8 --out runs/study --sbatch qos=long --dry-run
     """
     from medrl import launch
 
     job = launch.describe(recipe, overrides or (), out)
     parameters = launch.slurm_parameters(
-        nodes=nodes, gpus=gpus, hours=hours, partition=partition, account=account, name=f"medrl-{out.name}"
+        nodes=nodes,
+        gpus=gpus,
+        hours=hours,
+        partition=partition,
+        account=account,
+        name=f"medrl-{out.name}",
+        work=job.work,
+        cpus=cpus,
+        more=sbatch or (),
     )
     folder = out.with_name(f"{out.name}.slurm")
     if dry_run:
@@ -152,15 +167,16 @@ def _show_plan(found: dict[str, Any]) -> None:
         )
     else:
         typer.echo(f"it does not fit into {found['room_gb']:.1f} GB, and no setting makes it: take larger or more GPUs")
-    if found["tokens_per_micro_batch"]:
-        typer.echo(f"training.tokens_per_micro_batch={found['tokens_per_micro_batch']} would fill that")
+        return
+    typer.echo(f"training.tokens_per_micro_batch={found['tokens_per_micro_batch']} would fill that")
     if found["idle_gpus"]:
         typer.echo(f"{found['idle_gpus']} GPUs have no prompt of a step: raise training.prompts_per_step")
-    basis = found["basis"]
+    basis, so_set = found["basis"], "so set, " if found["set"] else ""
     typer.echo(
-        f"{found['seconds_per_step']:.2f} s per step, {found['tokens_per_s']:.0f} tokens/s, {found['steps']} steps: "
-        f"about {_duration(found['hours'])}, with completions of {basis['completion_tokens']} tokens, images of "
-        f"{basis['image_px']} px, and {basis['share_of_limit']:.0%} of what the card could do ({basis['rates']})"
+        f"{so_set}{found['seconds_per_step']:.2f} s per step, {found['tokens_per_s']:.0f} tokens/s, "
+        f"{found['steps']} steps: about {_duration(found['hours'])}, "
+        f"with completions of {basis['completion_tokens']} tokens, images of {basis['image_px']} px, "
+        f"and {basis['share_of_limit']:.0%} of what the card could do ({basis['rates']})"
     )
 
 

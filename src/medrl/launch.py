@@ -21,6 +21,7 @@ from medrl.errors import MissingExtraError, RunError, SettingsError
 from medrl.settings import read_recipe
 from medrl.stopping import Stopped
 
+Work = Literal["train", "study"]
 SECONDS_TO_SAVE = 180
 """Between Slurm's signal and the end of the job."""
 
@@ -32,7 +33,7 @@ class Job:
     recipe: str
     overrides: tuple[str, ...]
     out: str
-    work: Literal["train", "study"] = "train"
+    work: Work = "train"
     _asked: list[int] = field(default_factory=list)
 
     def __call__(self) -> str:
@@ -90,23 +91,45 @@ WORK: dict[str, Callable[[Job, Any], str]] = {"train": _train, "study": _study}
 
 
 def slurm_parameters(
-    *, nodes: int, gpus: int, hours: float, partition: str | None, account: str | None, name: str
+    *,
+    nodes: int,
+    gpus: int,
+    hours: float,
+    partition: str | None,
+    account: str | None,
+    name: str,
+    work: Work = "train",
+    cpus: int = 8,
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Parameters of sbatch, as submitit names them. Raises ``SettingsError`` for less than a minute."""
+    """Parameters of sbatch, as submitit names them.
+
+    Args:
+        cpus: cores of each task.
+        more: further options of sbatch, as ``qos=long`` or ``exclusive``.
+
+    Raises ``SettingsError`` for less than a minute, and for options that are none.
+    """
     if hours * 60 < 1:
         raise SettingsError(f"--hours is {hours:g}, but a job needs at least a minute")
+    options = {key.strip(): value if equals else True for key, equals, value in (each.partition("=") for each in more)}
+    if wrong := [key for key in options if not key or key.startswith("-")]:
+        raise SettingsError(f"--sbatch {wrong[0]} is no option; write it as in --sbatch qos=long, without dashes")
+    # Since Slurm 22.05 steps do not inherit the cores of a task. And of a run, no rank can go on without the others.
+    step = [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if work == "train" else [])]
     wanted = {
         "job_name": name,
         "nodes": nodes,
         "ntasks_per_node": gpus,
         "gpus_per_node": gpus,
-        "cpus_per_task": 8,
+        "cpus_per_task": cpus,
+        "srun_args": step,
         "time": int(hours * 60),
         "signal_delay_s": SECONDS_TO_SAVE,
         "partition": partition,
         "account": account,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True},
+        "additional_parameters": {"requeue": True, **options},
     }
     return {key: value for key, value in wanted.items() if value is not None}
 
@@ -146,7 +169,7 @@ def describe(recipe: Path, overrides: Sequence[str], out: Path) -> Job:
 
     Raises ``SettingsError`` for a recipe that is missing or no YAML.
     """
-    work = "study" if "methods" in read_recipe(recipe) else "train"
+    work: Work = "study" if "methods" in read_recipe(recipe) else "train"
     return Job(str(recipe.resolve()), tuple(overrides), str(out.resolve()), work)
 
 

@@ -88,12 +88,14 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(file=sys.stdout, highlight=False).print(table)
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(Text(title), soft_wrap=True)  # as a title of the table it would be cut to the table's width
+    console.print(table)
 
 
 def print_json(value: object) -> None:

@@ -140,7 +140,10 @@ def test_the_command_says_what_fits_and_what_would_make_it_fit(recipe):
     fits = runner.invoke(app, ["plan", recipe(), "--gpus", "8"])
     assert fits.exit_code == 0 and "it fits" in fits.output
     not_so = runner.invoke(app, ["plan", recipe(), "policy.model=Qwen/Qwen2-VL-7B-Instruct", "--gpus", "8"])
-    assert not_so.exit_code == 3 and "scale.strategy=fsdp" in not_so.output
+    assert not_so.exit_code == 3 and "scale.strategy=fsdp" in not_so.output and "so set, " in not_so.output
+    never = runner.invoke(app, ["plan", recipe(), "--gpus", "1", "--gpu-gb", "2"])
+    assert never.exit_code == 3 and "no setting makes it" in never.output
+    assert "s per step" not in never.output  # of what cannot run
     told = runner.invoke(app, ["plan", recipe(), "--gpus", "8", "--gpu-gb", "24", "--json"])
     found = json.loads(told.output)
     assert told.exit_code == 3 and not found["fits"] and found["peak_gb"] > found["room_gb"]

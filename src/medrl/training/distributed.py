@@ -57,7 +57,8 @@ def joined() -> Iterator[None]:
             "medrl launch, or unset WORLD_SIZE"
         )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # A cluster may show each process its own GPU only.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     # Words go by gloo, on the CPU; gradients by whatever is made for the device they are on.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
