@@ -30,7 +30,7 @@ def bench_step(
     image_px: Annotated[int, typer.Option(min=28, help="Side of the one image of each prompt.")] = 224,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Text tokens of a prompt.")] = 80,
     completion_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every completion.")] = 64,
-    kl: Annotated[float, typer.Option(min=0, help="Weight of the KL; 0 has no reference.")] = 0.04,
+    kl: Annotated[float, typer.Option(min=0, help="KL weight; at 0 no reference is loaded.")] = 0.04,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps, after the warm-up.")] = 5,
     baseline: Annotated[
         Literal["naive", "trl"] | None, typer.Option(help="Time this too, on the same shapes; trl: its GRPOTrainer.")
@@ -51,7 +51,7 @@ def bench_step(
 ) -> None:
     """Time a GRPO step.
 
-    Its phases, and how far it is from what the machine could do.
+    And its phases, against the limits of the machine.
 
     \b
     Example:

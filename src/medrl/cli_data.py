@@ -28,12 +28,15 @@ def split(
         Literal["med-r1", "med-r1-disjoint", "medvlm-r1"] | None,
         typer.Option(
             help="Med-R1's 80/20 by question, or the same with no image on both sides; MedVLM-R1's 600 on MRI to train "
-            "on and 300 each on MRI, CT and X-ray to test on (other numbers by the two sizes)."
+            "on and 300 each on MRI, CT and X-ray to test on (other sizes: --train-size, --test-size)."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Names the division.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the split.")] = 0,
     train_size: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many training questions of each domain; 300 lie inside 600.")
+        int | None,
+        typer.Option(
+            min=1, help="Keep this many training questions per domain; smaller subsets lie inside larger ones."
+        ),
     ] = None,
     test_size: Annotated[int | None, typer.Option(min=1, help="The same for test questions.")] = None,
     resample_distractors: Annotated[
@@ -62,7 +65,7 @@ def split(
     from medrl.evaluation.audit import blind_summary
 
     if protocol and (keep_together or test is not None):
-        raise SettingsError(f"--protocol {protocol} says what --keep-together and --test say: leave those out")
+        raise SettingsError(f"--protocol {protocol} already sets --keep-together and --test: leave those out")
     if drop_unbalanced and not resample_distractors:
         raise SettingsError("--drop-unbalanced goes with --resample-distractors: give both, or neither")
     asked = Protocol(test_fraction=0.2 if test is None else test, keep_together=keep_together or "image")
@@ -130,10 +133,10 @@ def audit(
     ] = None,
     mode: Annotated[Mode, typer.Option(help="Form of completion in which right answers are tried.")] = "think",
 ) -> None:
-    """Say whether a test set can tell anything.
+    """Check whether a test set can measure anything.
 
-    Images, near-duplicates and patients it shares with the training set, right answers that the reward rejects, and how
-    far one gets without looking. Ends with 0 when no rule is broken and with 3 when one is.
+    Counts images, near-duplicates and patients shared with the training set, right answers that the reward rejects, and
+    how many questions can be answered without the image. Exit code 0: no rule is broken; 3: one is.
 
     \b
     Example:

@@ -1,6 +1,5 @@
 """The commands that ask models, look on, and hand over: eval, watch, export-records, export-task."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +74,7 @@ def evaluate(
 ) -> None:
     """Ask a model every question of a store.
 
-    Greedily or with several samples, and grade its answers. Stopped, the same command continues. Parts (--shard) may
+    Answers are greedy or sampled, and graded. If stopped, the same command continues. Parts (--shard) may
     run at once; the last to finish puts them together.
 
     \b
@@ -138,7 +137,7 @@ def _model_and_store(model: str, test: Path | None, endpoint: str | None, served
 
 def _show(out: Path, summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(summary, indent=2, default=str))
+        terminal.print_json(summary)
         return
     blind = [terminal.accuracy_row(f"blind: {entry['name']}", entry["accuracy"]) for entry in summary["blind"]]
     domains = [terminal.accuracy_row(name, accuracy) for name, accuracy in summary["by_modality"].items()]
@@ -167,7 +166,7 @@ def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json
     found = summarize_wordings({name: evaluation.records for name, evaluation in evaluations.items()})
     write_json_atomically(out / TEMPLATES_FILE, found)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        terminal.print_json(found)
         return
     shares = {"in every wording": "right_in_all", "in one at least": "right_in_any", "same answer": "same_answer"}
     rows = [
@@ -184,9 +183,9 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = WATCH_EVERY_S,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print JSON for programs.")] = False,
 ) -> None:
-    """Show how far runs, evaluations and studies are.
+    """Show the progress of runs, evaluations and studies.
 
-    From their files alone, so it may look on from another terminal or machine. Ends when all is finished.
+    Reads files only, so it works from another terminal or machine. Ends when everything is finished.
 
     \b
     Example:
@@ -198,7 +197,7 @@ def watch(
     from medrl.report.watch import watch as look
 
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(status) for status in look(folder)], indent=2))
+        terminal.print_json([dataclasses.asdict(status) for status in look(folder)])
         return
     shown: list[str] = []
     while True:
@@ -225,7 +224,7 @@ def export_records(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task there; default: the store's.")] = None,
 ) -> None:
-    """Hand an evaluation over to other programs.
+    """Export an evaluation in another program's format.
 
     \b
     Example:
@@ -247,9 +246,10 @@ def export_task(
     template: Annotated[str | None, typer.Option(help="Prompt wording; default: the mode's.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 256,
 ) -> None:
-    """Make a store a task of lmms-eval.
+    """Turn a store into an lmms-eval task.
 
-    Asked in our wording and graded by our parser, by whatever model lmms-eval runs; medrl must be installed beside it.
+    Questions keep our wording and our parser grades the answers, whatever model lmms-eval runs; medrl must be installed
+    beside it.
 
     \b
     Example:

@@ -48,7 +48,7 @@ class Given:
     mapping: Annotated[
         list[str] | None, typer.Option("--map", help="OURS=THEIRS, e.g. question=Frage; several times.")
     ] = None
-    license: Annotated[str, typer.Option(help="Its terms, for store.json.")] = "not stated"
+    license: Annotated[str, typer.Option(help="License of the data, for store.json.")] = "not stated"
     modality: Annotated[list[str] | None, typer.Option(help="Only this modality; may be given several times.")] = None
     kind: Annotated[
         list[str] | None, typer.Option(help=f"Only questions of this kind ({', '.join(KINDS)}); several times.")
@@ -62,18 +62,20 @@ class Given:
     names: Annotated[
         Names,
         typer.Option(
-            help="What images are called in the store: a digest of their bytes, for their own names and folders may be "
-            "a patient's (they are copied, without metadata); or keep their names, and link to their folder."
+            help="Image names in the store. digest: copied without metadata and named by a digest, since names of "
+            "files and folders may be a patient's; keep: linked to under their own names."
         ),
     ] = "digest"
     window: Annotated[
         str,
-        typer.Option(help="Of CT and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."),
+        typer.Option(
+            help="Window for CT and NIfTI: file, lung, mediastinum, abdomen, brain, bone, stroke; or three: a,b,c."
+        ),
     ] = "file"
-    plane: Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Of NIfTI volumes.")] = "axial"
-    slices: Annotated[str, typer.Option(help="Of volumes and multi-frame files: middle, uniform:3 or index:0,5.")] = (
-        "middle"
-    )
+    plane: Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Plane of NIfTI slices.")] = "axial"
+    slices: Annotated[
+        str, typer.Option(help="Slices of volumes and multi-frame files: middle, uniform:3 or index:0,5.")
+    ] = "middle"
     square: Annotated[
         int | None, typer.Option(min=8, help="Redraw every image as N x N pixels, as Med-R1's data was: 384.")
     ] = None
@@ -81,7 +83,7 @@ class Given:
         bool, typer.Option("--decode", help="Decode every image now, not only its header and its end.")
     ] = False
     clean: Annotated[
-        bool, typer.Option("--i-have-deidentified", help="No text is burned into the pixels; you have looked.")
+        bool, typer.Option("--i-have-deidentified", help="You have checked that no text is burned into the pixels.")
     ] = False
     salt: Annotated[Path, typer.Option("--salt", help="File with the project's salt; made when there is none.")] = Path(
         ".medrl-salt"
@@ -89,7 +91,7 @@ class Given:
     keep_patients: Annotated[
         bool, typer.Option("--patients-are-pseudonyms", help="Keep the patient column as it is; default: hashed.")
     ] = False
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of bad rows that is put up with.")] = 0.001
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Largest share of bad rows to accept.")] = 0.001
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False
 
 

@@ -111,14 +111,15 @@ def import_table(
         str | None, typer.Option("--name", help="What the data set is called; default: the file's name.")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of text files, e.g. cp1252; default: UTF-8, or what the file's first bytes say.")
+        str | None,
+        typer.Option(help="Encoding of text, e.g. cp1252; default: UTF-8, or what the file's first bytes say."),
     ] = None,
 ) -> None:
     """Read a table of your own into a store.
 
     Columns: image (or several, a|b), question, answer, and where there are any options, or option_A, option_B...; also
-    id, modality, question_type, source, patient, kind. Others are mapped with --map. A patient is stored as a hash.
-    DICOM and NIfTI become slices, through a window.
+    id, modality, question_type, source, patient, kind. Others are mapped with --map. Patients are stored as keyed
+    hashes. DICOM and NIfTI become slices, through a window.
 
     \b
     Example:
@@ -135,7 +136,7 @@ def import_hub(
     name: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub, or a local folder of that form.")],
     given: Given,
     config: Annotated[str | None, typer.Option(help="Configuration of the data set.")] = None,
-    license: Annotated[str, typer.Option(help="Its terms, for store.json.")] = "see its hub page",
+    license: Annotated[str, typer.Option(help="License of the data, for store.json.")] = "see its hub page",
 ) -> None:
     """Read any data set of the Hugging Face hub into a store.
 
@@ -175,10 +176,10 @@ def import_folder(
     question: Annotated[
         list[str] | None, typer.Option(help="Wording; several times: one is drawn per image; {modality} is filled in.")
     ] = None,
-    modality: Annotated[str, typer.Option(help="Of all images.")] = "unknown",
-    question_type: Annotated[str, typer.Option(help="Of all questions.")] = "Disease Diagnosis",
-    options: Annotated[int, typer.Option(min=2, max=10, help="Most options of a question.")] = 4,
-    seed: Annotated[int, typer.Option(help="Names wordings, wrong options and their order.")] = 0,
+    modality: Annotated[str, typer.Option(help="Modality of all images.")] = "unknown",
+    question_type: Annotated[str, typer.Option(help="Type of all questions.")] = "Disease Diagnosis",
+    options: Annotated[int, typer.Option(min=2, max=10, help="Largest number of options per question.")] = 4,
+    seed: Annotated[int, typer.Option(help="Random seed for wordings, wrong options and their order.")] = 0,
 ) -> None:
     """Turn a folder of labeled images into questions.
 

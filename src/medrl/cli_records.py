@@ -138,9 +138,9 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders and evaluation folders.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML file on runs.
+    """Write a report on runs as one HTML file.
 
-    It shows runs and evaluations, is self-contained, and needs no network to read.
+    Covers runs and evaluations; self-contained, readable offline.
 
     \b
     Example:

@@ -1,6 +1,5 @@
 """The commands for runs that outgrow a machine: what a run takes, and how to launch it."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Plan for so many GPUs; without it, a few steps are measured here.")
+        int | None, typer.Option(min=1, help="Plan for this many GPUs; without it, a few steps are measured here.")
     ] = None,
     gpu_gb: Annotated[float, typer.Option(min=1, help="Memory of each, GB.")] = 80.0,
     measured: Annotated[
@@ -34,7 +33,7 @@ def plan(
     steps: Annotated[int, typer.Option(min=2, help="Without --gpus: steps to run, the first to warm up.")] = 6,
     as_json: terminal.Json = False,
 ) -> None:
-    """Say what a recipe takes before anything is booked.
+    """Estimate the memory and time of a recipe before anything is booked.
 
     With --gpus: memory by part, whether it fits and which setting would make it fit, tokens per second, hours. Nothing
     is loaded. Without: the recipe's first steps are run on this machine, and the whole run is predicted from them.
@@ -51,7 +50,7 @@ def plan(
     if gpus is None:
         terminal.quiet_libraries()
         found = planning.measure(recipe, overrides or (), steps=steps, quiet=as_json)
-        typer.echo(json.dumps(found, indent=2)) if as_json else _show_measured(found)
+        terminal.print_json(found) if as_json else _show_measured(found)
         return
     cluster = planning.Cluster(
         gpus=gpus,
@@ -62,7 +61,7 @@ def plan(
         completion_tokens=completion_tokens,
     )
     found = planning.plan(recipe, overrides or (), cluster)
-    typer.echo(json.dumps(found, indent=2)) if as_json else _show_plan(found)
+    terminal.print_json(found) if as_json else _show_plan(found)
     raise typer.Exit(0 if found["fits"] else terminal.EXIT_NO)
 
 
@@ -97,7 +96,7 @@ def slurm(
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and stop.")] = False,
 ) -> None:
-    """Hand a run, or a study, to Slurm.
+    """Submit a run or a study to Slurm.
 
     One task per GPU on every node: the ranks of a run, or workers that share the cells of a study. Before its time is
     up, or when it is preempted, it saves and goes back into the queue, and continues where it was. Needs pip install

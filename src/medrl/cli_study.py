@@ -43,7 +43,7 @@ def study(
 
     And say what is significant. Every cell is one training or one evaluation. Stopped or killed, the same command
     continues; the same command on another GPU or node, with the same --out on a shared disk, takes cells from the same
-    study. Cells that are there are used again. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
+    study. Finished cells are reused. Leaves matrices.json, tables/ (CSV, Markdown, LaTeX) and study.html.
 
     Exit code 1: a cell failed; the rest was done, and --retry-failed tries it again.
 
@@ -92,7 +92,7 @@ def _show(opened: "Opened", outcome: "Outcome", as_json: bool) -> None:
     figures = json.loads(file.read_text()) if file.exists() else {}
     if as_json:
         counts = {name: [cell.id for cell in getattr(outcome, name)] for name in ("done", "failed", "blocked")}
-        typer.echo(json.dumps({**counts, "matrices": figures}, indent=2))
+        terminal.print_json({**counts, "matrices": figures})
         return
     for axis, found in figures.items():
         rows = [

@@ -11,7 +11,7 @@ from medrl import terminal
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Names the order of the data and every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for data order and sampling.")] = 0,
     rebuild_base: Annotated[
         bool, typer.Option("--rebuild-base", help="Train the base model from nothing instead of using the shipped one.")
     ] = False,
@@ -42,14 +42,14 @@ def train(
         typer.Option(help="never: refuse a folder that holds a run; auto: continue one; must: demand one."),
     ] = "never",
     max_hours: Annotated[
-        float | None, typer.Option(help="Save and end with exit code 143 before so many hours are over.")
+        float | None, typer.Option(help="Save and exit with code 143 before this many hours have passed.")
     ] = None,
     tracker: Annotated[
         list[str] | None,
         typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio, offline; give it again for several."),
     ] = None,
 ) -> None:
-    """Train what a recipe says.
+    """Train a policy as a recipe says.
 
     GRPO and its relatives (grpo.algorithm=dapo), or imitation: of right answers with method=sft, of the policy's own
     best samples with method=rft.

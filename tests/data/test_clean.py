@@ -1,5 +1,8 @@
 """A copy has the same pixels and none of the words."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -111,6 +114,17 @@ def test_a_color_profile_and_a_private_chunk_stay_behind(tmp_path):
     assert b"iCCP" in (tmp_path / "a.png").read_bytes() and b"Jane" in (tmp_path / "a.png").read_bytes()
     copy_picture(tmp_path / "a.png", tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_words_behind_the_values_of_a_chunk_that_is_kept_stay_behind_too(tmp_path):
+    picture().save(tmp_path / "a.png")
+    data, body = (tmp_path / "a.png").read_bytes(), b"pHYs" + bytes(9) + SECRET.encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])  # behind the header
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), np.asarray(picture()))  # readers do not mind
+    copy_picture(tmp_path / "a.png", tmp_path / "b.png")
+    assert b"Jane" not in (tmp_path / "b.png").read_bytes()
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b.png")), np.asarray(picture()))
 
 
 def test_alpha_survives_in_webp_and_png(tmp_path):

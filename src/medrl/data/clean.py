@@ -17,7 +17,11 @@ from medrl.data.images import open_image
 from medrl.data.scan_files import scan_kind
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
+_PNG_CHUNKS = {
+    b"IHDR": 13, b"PLTE": 768, b"IDAT": 2**31, b"IEND": 0, b"tRNS": 256, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1,
+    b"sBIT": 4, b"bKGD": 6, b"pHYs": 9,
+}  # fmt: skip
+"""Chunks that say how to show the pixels -> most bytes of each; a longer one holds something else."""
 _WEBP_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH"}
 _WEBP_EXIF, _WEBP_ALPHA = 0x08, 0x10
 _ORIENTATION = 0x0112
@@ -144,6 +148,8 @@ def _strip_png(data: bytes, exif: bytes) -> bytes:
         chunk = data[place : place + 12 + length]
         if len(chunk) < 12 + length:
             raise _OddFileError("a chunk is cut off")
+        if length > _PNG_CHUNKS.get(kind, length):
+            raise _OddFileError("a chunk is too long")
         if kind in _PNG_CHUNKS:
             out += chunk
         if kind == b"IHDR" and exif:

@@ -183,7 +183,7 @@ def patient_keys(examples: Sequence[Example], quiet: bool = True) -> list[list[H
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(examples)} examples have no patient, e.g. {unknown[0]!r}, so patients cannot be "
-            "kept together: --keep-together image keeps pictures together and no more; or import the data with its "
+            "kept together: use --keep-together image, which needs no patients, or import the data with its "
             "patient column, --map patient=COLUMN"
         )
     keys = image_keys(examples, quiet)

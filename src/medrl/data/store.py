@@ -80,14 +80,14 @@ def write_store(
         names: ``digest`` calls images after their bytes, where their own names or folders may be a patient's.
 
     Raises:
-        SettingsError: ``digest`` without ``copy``: a folder that is linked to has the names it has.
+        SettingsError: ``digest`` without ``copy``: images that are linked to keep their names.
         DataError: ``out`` is taken, an example is malformed, an image is missing, or the disk is too small.
     """
     out, rows = Path(out), list(examples)
     check_vacant(out)
     check_examples(rows)
     if names == "digest" and not copy:
-        raise SettingsError("names='digest' goes with copy=True: a folder that is linked to has the names it has")
+        raise SettingsError("names='digest' needs copy=True: images that are linked to keep their names")
     name_of = name_images(rows, names) if copy else names_in_place(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     if copy:

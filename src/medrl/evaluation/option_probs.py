@@ -1,4 +1,4 @@
-"""How sure an answer was: the probability of each option's letter at the place where the completion answers."""
+"""The probability of each option's letter at the place where the completion answers."""
 
 import logging
 from collections.abc import Sequence

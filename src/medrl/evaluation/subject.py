@@ -39,9 +39,9 @@ class Subject:
     name: str
     """What the summary calls it: an absolute folder, a hub id, or ``demo-base``."""
     training: Training | None = None
-    """How the run it comes from asked; None when it comes from none."""
+    """Training settings of the run it comes from: mode, template, lengths; None without a run."""
     policy: PolicySettings | None = None
-    """How that run loaded it; None when the run was started from Python."""
+    """That run's ``policy`` settings; None when it was started from Python."""
     train: Path | None = None
     """The store that run was trained on."""
 
@@ -88,7 +88,7 @@ def _present(train: Path) -> Path | None:
 
 
 class Wishes(TypedDict, total=False):
-    """How a model is to be asked; what is left out is as its run had it, or the default of ``EvalSettings``."""
+    """Settings from the command line; those left out come from the model's run, else from ``EvalSettings``."""
 
     mode: Mode | None
     max_new_tokens: int | None

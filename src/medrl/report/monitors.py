@@ -57,7 +57,7 @@ class Rule:
     alarm: Literal["above", "below"]
     limit: float
     badness: Callable[[Row, History], float | None]
-    """How bad a completion is; None: it is not a case of it."""
+    """Severity of a completion under this monitor; None where it does not apply."""
     share: bool = True
     """Shown in percent; otherwise as a number."""
 

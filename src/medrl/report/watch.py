@@ -1,4 +1,4 @@
-"""How far work is, from the files it writes: runs, evaluations and studies, on this machine or on a shared disk."""
+"""Progress of runs, evaluations and studies, read from the files they write, here or on a shared disk."""
 
 import json
 import time

@@ -126,7 +126,7 @@ class Judge:
                 break
         raise JudgeError(
             f"the judge at {self.endpoint} gave no verdict on example {example.id!r}: {problem} (asked {attempt + 1} "
-            "times). Nothing was scored for it; mend the endpoint and run the same command again"
+            "times). Nothing was scored for it; fix the endpoint and run the same command again"
         )
 
     def _post(self, body: dict[str, Any]) -> tuple[str, str, bool]:

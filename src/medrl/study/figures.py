@@ -192,7 +192,7 @@ class AxisFigures:
         return interval(value, drawn, self.layout, self._spread([one], scope, average))
 
     def _all_alike(self, value: float, scope: np.ndarray) -> Interval:
-        asked = scope.any(axis=0)[self.table.place]
+        asked = np.asarray(scope.any(axis=0))[self.table.place]
         n = len(np.unique(self.table.clusters[asked]))
         ends = wilson(value * n, n)
         known = n > 1

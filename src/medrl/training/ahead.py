@@ -19,7 +19,7 @@ from medrl.types import Example, Prompt
 LIMIT_S = 300.0
 """Longest wait for one prompt's images: a disk that hangs ends the run instead of holding it for ever."""
 GRACE_S = 2.0
-"""How long a thread may take to finish at the end; one that hangs is left behind."""
+"""Seconds a thread may take to finish at the end; one that hangs is left behind."""
 
 
 class Ahead:

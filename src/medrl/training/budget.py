@@ -1,4 +1,4 @@
-"""How much goes through the model together: found on the GPU, halved when it was too much; never the result's business.
+"""The size of micro-batches: found on the GPU, halved when memory runs out; it never changes the result.
 
 Memory of a backward pass grows with the tokens in the language model and, where the vision tower learns, with the
 patches in it. Both are counted in one unit, a token of the language model.

@@ -1,4 +1,4 @@
-"""What an update moves, by how a run is spread over processes: the whole policy, or pieces of it on every rank."""
+"""What an update trains: the whole policy (one process, DDP), or pieces of it on every rank (FSDP)."""
 
 from medrl.errors import SettingsError
 from medrl.policy.policy import Policy
@@ -22,7 +22,7 @@ def make_learner(
             raise SettingsError("sft.emulate cannot be used with scale.strategy fsdp: set it to ddp")
         if settings.tokens_per_micro_batch is None and policy.device.type == "cuda":
             raise SettingsError(
-                "scale.strategy fsdp needs training.tokens_per_micro_batch: all ranks pass together, so none can try "
+                "scale.strategy fsdp needs training.tokens_per_micro_batch: all ranks run together, so none can probe "
                 "alone what fits; 'medrl plan' proposes a number"
             )
         learner = Sharded(policy)

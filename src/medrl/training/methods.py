@@ -159,7 +159,7 @@ def make_method(
     """
     check_trainable(str(policy.family.head.dtype).removeprefix("torch."))
     if server is not None and isinstance(objective, SFT):
-        raise SettingsError("supervised training samples nothing, so a server has no part in it: leave out rollout")
+        raise SettingsError("supervised training samples nothing, so it cannot use a rollout server: leave out rollout")
     setup = Setup(
         policy=policy, ask=ask, reward=reward, sampling=sampling, seed=seed, prompts_per_step=prompts_per_step,
         server=server,
