@@ -2,6 +2,11 @@
 
     python benchmarks/compare_methods.py recipes/compare-methods-demo.yaml --demo data/demo --domain MRI \\
         --out runs/compare
+    python benchmarks/compare_methods.py recipes/compare-methods-demo.yaml --omnimed DIR --domain CT \\
+        --out runs/compare-ct
+
+With ``--omnimed`` it makes, below ``--out``, what ``recipes/study-omnimed-mini.yaml`` makes by hand: image-disjoint
+stores with options drawn anew, and a base that can describe and match; then it asks about modality and anatomy only.
 
 Compute is counted in tokens through the model: 1 for a token read or sampled, 3 for one that is trained on (forward and
 backward). GRPO in think mode runs the recipe's steps; every other method gets the steps that cost as much, by a pilot
@@ -11,11 +16,14 @@ comparison continues. Research use only; model-generated reasoning is not an exp
 
 import argparse
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from describe_and_match import KNOWN, build
 from rich.console import Console
 from rich.table import Table
 
@@ -51,25 +59,46 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--demo", type=Path, help="folder of the demo's stores; they are built when missing")
+    parser.add_argument("--omnimed", type=Path, help="folder in OmniMedVQA's layout: stores and base are made of it")
+    parser.add_argument("--base-steps", type=int, nargs=2, default=(1600, 600), help="of the base that --omnimed makes")
     parser.add_argument("--train", type=Path, help="store to train on, where it is not the demo's")
     parser.add_argument("--test", type=Path, help="store to test on, where it is not the demo's")
     parser.add_argument("--domain", required=True, help="the modality to train on; all others are out of domain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="test questions, for a quick look")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    train, test = args.train, args.test
+    args = parser.parse_intermixed_args()  # overrides may stand before and behind the options
+    train, test, overrides = args.train, args.test, args.overrides
     if args.demo:
         build_demo(args.demo, train_images=TRAIN_IMAGES, test_images=TEST_IMAGES)
         train, test = args.demo / "train", args.demo / "test"
+    if args.omnimed:
+        train, test, base = make_from_omnimed(args.omnimed, args.out, tuple(args.base_steps))
+        overrides = [f"policy.model={base}", f"data.question_type=[{', '.join(KNOWN)}]", *overrides]
     if train is None or test is None:
-        parser.error("give --demo DIR, or --train STORE and --test STORE")
-    recipe = load_settings(Recipe, args.recipe, [*args.overrides, f"data.train={train}"])
+        parser.error("give --demo DIR, --omnimed DIR, or --train STORE and --test STORE")
+    recipe = load_settings(Recipe, args.recipe, [*overrides, f"data.train={train}"])
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"modality": (args.domain,)})})
     rows = run_all(recipe, test, args.out, args.seeds, args.limit)
     summary = summarize(rows, args.domain)
     write_json_atomically(args.out / "comparison.json", {"domain": args.domain, "seeds": args.seeds, **summary})
     show(summary, args.domain)
+
+
+def make_from_omnimed(folder: Path, out: Path, base_steps: tuple[int, int]) -> tuple[Path, Path, Path]:
+    """Train store, test store and base; what is there already is kept."""
+    data, split, base = out / "data", out / "split", out / "base-model"
+    if not data.exists():
+        medrl("import", "omnimedvqa", folder, "--out", data)
+    if not split.exists():
+        medrl("split", data, "--by", "none", "--resample-distractors", "--out", split)
+    if not (base / "config.json").exists():
+        build(split / "all" / "train", base, steps=base_steps, seed=0)
+    return split / "all" / "train", split / "all" / "test", base
+
+
+def medrl(*words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "medrl", *map(str, words)], check=True)
 
 
 def run_all(recipe: Recipe, test: Path, out: Path, seeds: Sequence[int], limit: int | None) -> list[dict[str, Any]]:
@@ -138,8 +167,9 @@ def ask(model: str, recipe: Recipe, test: Path, out: Path, mode: Mode, limit: in
     policy = Policy.load(
         model, dtype=recipe.policy.dtype, min_pixels=recipe.policy.min_pixels, max_pixels=recipe.policy.max_pixels
     )
-    train = recipe.data.train
-    return evaluate_store(policy, test, out=out, model=model, train=train, limit=limit, settings=settings).records
+    train, types = recipe.data.train, recipe.data.question_type
+    records = evaluate_store(policy, test, out=out, model=model, train=train, limit=limit, settings=settings).records
+    return [record for record in records if not types or record.question_type in types]
 
 
 def summarize(rows: list[dict[str, Any]], domain: str) -> dict[str, Any]:

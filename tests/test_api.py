@@ -35,6 +35,8 @@ def test_the_readme_s_program_runs(home, tmp_path):
     policy = medrl.Policy.load(home / "model")
     short = {"sampling": medrl.Sampling(max_new_tokens=4), "prompts_per_step": 2, "quiet": True}
     run = medrl.train(policy, examples, reward, medrl.GRPO(group_size=2), steps=2, out=tmp_path / "run", **short)
+    images = [image for row in run.rollouts() for image in row["images"]]
+    assert images and all((home / "store" / image).is_file() and image.startswith("images/") for image in images)
     ask = {"max_new_tokens": 4, "quiet": True}
     before = medrl.evaluate(policy.reference, examples, out=run.path / "eval" / "before", **ask)
     after = medrl.evaluate(policy, examples, out=run.path / "eval" / "after", **ask)

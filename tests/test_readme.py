@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
+import typer
 from PIL import Image
 from typer.main import get_group
 from typer.testing import CliRunner
@@ -87,6 +89,39 @@ def test_the_documents_link_to_files_that_exist():
         for name in re.findall(r"`((?:recipes|examples|tests|src|docs)/[\w./-]+)`", page.read_text())
     ]
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words behind each ``medrl`` in shell blocks, in backticks, and in the comments of recipes."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+        blocks = ["\n".join(re.sub(r"^.*? (?=medrl |torchrun )", "", line) for line in lines)]
+    else:
+        spans = re.findall(r"(?<!`)`(medrl [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        blocks = [*re.findall(r"```sh\n(.*?)```", text, re.DOTALL), *(span.replace("\n", " ") for span in spans)]
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    found = [match[1] for line in lines if (match := re.match(r"(?:[^#]*-m )?medrl (?=[a-z])(.*)", line.strip()))]
+    return [shlex.split(re.split(r" [;>] |  +\(| {3,}", line)[0], comments=True) for line in found]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_in_the_documents_parses(page):
+    for words in commands_of(page):
+        command, rest = get_group(app), list(words)
+        while rest and hasattr(command, "commands"):
+            name = rest.pop(0)
+            command = command.commands["omnimedvqa" if name in ("NAME", "...") else name]
+        if hasattr(command, "commands"):
+            continue
+        try:
+            command.make_context(shlex.join(words), rest)
+        except typer.BadParameter as error:
+            # A sentence that names a command need not spell it out.
+            assert type(error).__name__ == "MissingParameter", (words, error.message)
 
 
 def test_every_command_the_documents_name_exists():

@@ -161,3 +161,18 @@ def test_a_command_that_trains_ends_in_a_sentence_when_it_is_stopped(monkeypatch
     done = CliRunner().invoke(app, command)
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(words)
+
+
+def test_tidy_work_leaves_through_its_finally_clauses_and_with_the_signals_code():
+    code = (
+        "import os, signal\nfrom medrl import stopping\nwith stopping.tidily():\n    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n    finally:\n        print('cleared')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (143, "cleared\n")
+
+
+def test_tidy_work_keeps_to_a_handler_that_is_there_already():
+    with pytest.raises(stopping.Stopped), stopping.at_safe_points(), stopping.tidily():
+        ask()
+        stopping.check()

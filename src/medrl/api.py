@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medrl.data import store as _store
+from medrl.evaluation import asked as _asked
 from medrl.evaluation import compare as _compare
 from medrl.report import page as _page
 from medrl.runs import Run, read_records
@@ -30,20 +31,11 @@ def evaluate(
     from medrl.evaluation.evaluate import evaluate as evaluate_examples
 
     facts = {"name": Path(out).name, **(facts or {})}
-    root = options.pop("root", None) or _store_of(examples)
+    root = options.pop("root", None) or _store.store_of(examples)
     if root is not None and (Path(root) / "store.json").is_file():
         info = _store.read_info(Path(root))
         facts = {"store": str(Path(root).resolve()), "store_fingerprint": info.fingerprint, **facts}
     return evaluate_examples(policy, examples, out=out, root=root, facts=facts, **options)
-
-
-def _store_of(examples: Sequence[Example]) -> Path | None:
-    """The one store that all images lie in; None when there is none."""
-    images = [image for example in examples for image in example.images]
-    found = next(
-        (folder for folder in (images[0].parents if images else ()) if (folder / "store.json").is_file()), None
-    )
-    return found if found is not None and all(image.is_relative_to(found) for image in images) else None
 
 
 def compare(
@@ -59,8 +51,9 @@ def compare(
     Names default to the evaluations' own. Raises ``RunError`` as ``medrl.evaluation.compare.compare`` does.
     """
     return _compare.compare(
-        _records(a), _records(b), cluster=cluster, a_name=a_name or _name(a, "A"), b_name=b_name or _name(b, "B")
-    )
+        _records(a), _records(b), cluster=cluster, a_name=a_name or _name(a, "A"), b_name=b_name or _name(b, "B"),
+        a_how=_how(a), b_how=_how(b),
+    )  # fmt: skip
 
 
 def write_report(what: Run | str | Path | Sequence[Run | str | Path], out: str | Path | None = None) -> Path:
@@ -74,6 +67,10 @@ def _records(given: "Evaluation | Sequence[EvalRecord] | str | Path") -> Sequenc
     if isinstance(given, str | Path):
         return read_records(Path(given))
     return given if isinstance(given, Sequence) else given.records
+
+
+def _how(given: "Evaluation | Sequence[EvalRecord] | str | Path") -> dict[str, str]:
+    return _asked.read_how(Path(given)) if isinstance(given, str | Path) else {}
 
 
 def _name(given: "Evaluation | Sequence[EvalRecord] | str | Path", default: str) -> str:

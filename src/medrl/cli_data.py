@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medrl import terminal
+from medrl import stopping, terminal
 from medrl.types import Mode
 
 if TYPE_CHECKING:
@@ -72,22 +72,23 @@ def split(
     chosen = PROTOCOLS[protocol] if protocol else asked
     if chosen.by and by != chosen.by:
         raise SettingsError(f"--protocol {protocol} divides by {chosen.by}, not by {by}: leave --by out")
-    parts = split_store(
-        source,
-        out,
-        by=None if by == "none" else by,
-        keep_together=chosen.keep_together,
-        test_fraction=chosen.test_fraction,
-        seed=seed,
-        train_size=train_size or chosen.train_size,
-        test_size=test_size or chosen.test_size,
-        trained=chosen.trained,
-        tested=chosen.tested,
-        resample=resample_distractors,
-        drop_unbalanced=drop_unbalanced,
-        measure=blind_summary,
-        quiet=False,
-    )
+    with stopping.tidily():
+        parts = split_store(
+            source,
+            out,
+            by=None if by == "none" else by,
+            keep_together=chosen.keep_together,
+            test_fraction=chosen.test_fraction,
+            seed=seed,
+            train_size=train_size or chosen.train_size,
+            test_size=test_size or chosen.test_size,
+            trained=chosen.trained,
+            tested=chosen.tested,
+            resample=resample_distractors,
+            drop_unbalanced=drop_unbalanced,
+            measure=blind_summary,
+            quiet=False,
+        )
     rows = [(part.domain, part.train_rows, part.test_rows) for part in parts]
     terminal.print_table("Questions", ["domain", "train", "test"], rows)
     if resample_distractors:
@@ -150,6 +151,9 @@ def audit(
     rules = [rule for given in fail_on or DEFAULT_FAIL_ON for rule in given.split(",") if rule.strip() != "nothing"]
     for rule in rules:
         parse_rule(rule)  # wrong words are said at once, not after the work
+    for file in (json_file, html_file):
+        if file and file != Path("-"):  # said now, and not after the work, when it cannot be written
+            file.parent.mkdir(parents=True, exist_ok=True)
     before = read_info(test).extra.get("blind_before_resampling")
     found = audit_examples(
         load(train), load(test), mode=mode, before=before, train_root=train, test_root=test, quiet=False
@@ -162,7 +166,6 @@ def audit(
         if to_stdout:
             terminal.print_json(report)
         else:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(json_file, report)
     if html_file:
         from medrl.report.audit_page import write_audit_page

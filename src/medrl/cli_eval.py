@@ -178,12 +178,12 @@ def _finish_wordings(out: Path, evaluations: "Mapping[str, Evaluation]", as_json
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, or a folder of them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, an evaluation, a study, or a folder of them.")],
     once: Annotated[bool, typer.Option("--once", help="Look once instead of until all is finished.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = WATCH_EVERY_S,
     as_json: Annotated[bool, typer.Option("--json", help="Look once and print JSON for programs.")] = False,
 ) -> None:
-    """Show the progress of runs and evaluations.
+    """Show the progress of runs, evaluations and studies.
 
     Reads files only, so it works from another terminal or machine. Ends when everything is finished.
 

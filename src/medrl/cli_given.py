@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medrl import terminal
+from medrl import stopping, terminal
 from medrl.data.store_images import Names
 from medrl.errors import DataError
 from medrl.types import KINDS
@@ -144,18 +144,19 @@ def pictures_of(root: Path, given: Given, *, slices: str | None = None, **more: 
 
     check_vacant(given.out)  # before a hundred thousand questions are read
     unpack = given.out.absolute().parent / f".{given.out.name}.{uuid.uuid4().hex[:8]}.unpacked"
-    try:
-        yield Pictures(
-            root,
-            unpack,
-            view=View(window=given.window, plane=given.plane, slices=slices or given.slices),
-            decode=given.decode,
-            square_px=given.square,
-            pixels_are_clean=given.clean,
-            **more,
-        )
-    finally:
-        shutil.rmtree(unpack, ignore_errors=True)
+    with stopping.tidily():
+        try:
+            yield Pictures(
+                root,
+                unpack,
+                view=View(window=given.window, plane=given.plane, slices=slices or given.slices),
+                decode=given.decode,
+                square_px=given.square,
+                pixels_are_clean=given.clean,
+                **more,
+            )
+        finally:
+            shutil.rmtree(unpack, ignore_errors=True)
 
 
 def finish(

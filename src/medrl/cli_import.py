@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medrl import terminal
+from medrl import stopping, terminal
 from medrl.cli_given import SCANS, Given, command, finish, imports, pictures_of
 from medrl.data.readers.sources import SOURCES
 from medrl.errors import DataError
@@ -264,7 +264,8 @@ def export_data(
     """
     from medrl.data.export import export_data as write
 
-    written = write(store, to, out, mode=mode, template=template)
+    with stopping.tidily():
+        written = write(store, to, out, mode=mode, template=template)
     if as_json:
         terminal.print_json({"rows": written.rows, "files": [str(file) for file in written.files]})
         return

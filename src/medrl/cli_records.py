@@ -110,12 +110,16 @@ def compare(
     Example:
       medrl compare runs/ct/eval/before runs/ct/eval/after
     """
+    from medrl.evaluation.asked import read_how
     from medrl.evaluation.compare import compare as compare_records
     from medrl.runs import read_records
 
     same = a.resolve().name == b.resolve().name
     a_name, b_name = (str(path) if same else path.resolve().name for path in (a, b))
-    comparison = compare_records(read_records(a), read_records(b), cluster=cluster, a_name=a_name, b_name=b_name)
+    comparison = compare_records(
+        read_records(a), read_records(b), cluster=cluster, a_name=a_name, b_name=b_name, a_how=read_how(a),
+        b_how=read_how(b),
+    )  # fmt: skip
     if as_json:
         terminal.print_json(comparison.as_dict())
     else:
@@ -126,7 +130,7 @@ def compare(
         ]
         terminal.print_table("Accuracy", ["", "accuracy", "95 % interval", "questions"], rows)
         typer.echo(f"only {a_name} right: {comparison.only_a}; only {b_name} right: {comparison.only_b}")
-        typer.echo(comparison.verdict)
+        typer.echo("\n".join(filter(None, (comparison.verdict, comparison.note))))
     raise typer.Exit(0 if comparison.better else terminal.EXIT_NO)
 
 

@@ -59,6 +59,9 @@ def study(
 
     terminal.quiet_libraries()
     opened = open_study(recipe, overrides or (), out=out, quiet=as_json)
+    if retry_failed and not plan:  # before the estimate counts what is left, and once for all workers
+        for cell in forget_failures(opened.plan.cells, out):
+            typer.echo(f"tried again: {cell.id}", err=True)
     if calibrate if calibrate is not None else not plan:
         measure(opened)
     if plan:
@@ -67,15 +70,12 @@ def study(
     if not as_json:
         typer.echo("\n".join(opened.lines()))
     if workers > 1:
-        if retry_failed:  # once, and not by each of them
-            forget_failures(opened.plan.cells, out)
         # --json: their bars would be drawn over each other.
         words = ["study", str(recipe), *(overrides or ()), "--out", str(out), "--no-calibrate", "--json"]
         run_workers([*words, "--expiry", str(expiry)], workers)
     outcome = run_study(  # where workers were, what they left, and the figures
         opened,
         say=lambda line: typer.echo(line, err=True),
-        retry_failed=retry_failed and workers == 1,
         expiry_s=expiry,
         quiet=as_json or not sys.stderr.isatty(),  # inside a cell there is a bar, or nothing
     )

@@ -56,6 +56,8 @@ ASKED = "asked.json"
 PROGRESS = "progress.json"
 """Since when the newest process answers, and what it found answered."""
 SHARDS = "shards"
+PLAN, CELLS, CELL_DONE, CELL_FAILED = "plan.json", "cells", "done.json", "failed.json"
+"""Of a study: its cells, their folders, and how one ended."""
 QUARANTINE = "quarantine.jsonl"
 LOGS = (METRICS, ROLLOUTS, QUARANTINE)
 log = logging.getLogger(__name__)

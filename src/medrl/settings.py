@@ -114,14 +114,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise SettingsError(f"recipe {path} does not exist; give the path of a YAML file{_neighbors(path)}") from None
     except IsADirectoryError:
         raise SettingsError(f"recipe {path} is a folder; give the path of a YAML file{_neighbors(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"recipe {path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    except OSError as error:
         raise SettingsError(f"recipe {path} cannot be read: {error}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         duplicate = next(_duplicate_keys(node, "", set()), None) if node else None
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
-        raise SettingsError(f"recipe {path} is not valid YAML: {error}") from None
+        tabs = "; YAML takes no tabs: indent with blanks" if "'\\t'" in str(error) else ""
+        raise SettingsError(f"recipe {path} is not valid YAML: {error}{tabs}") from None
     if duplicate:
         raise SettingsError(f"{path}: {duplicate}; keep one of them")
     if values is None:

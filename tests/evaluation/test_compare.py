@@ -3,13 +3,20 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import medrl
+from medrl.cli import app
 from medrl.errors import RunError
+from medrl.evaluation.asked import differing, read_how
 from medrl.evaluation.blind import blind_baselines
 from medrl.evaluation.compare import compare, compare_to_blind
 from medrl.evaluation.intervals import mcnemar_exact, wilson
+from medrl.files import write_json_atomically
+from medrl.runs import append_records
 from medrl.types import EvalRecord, Example
 
 
@@ -73,6 +80,70 @@ def test_one_image_only_gives_no_interval_and_no_claim():
 def test_questions_without_images_are_each_their_own_cluster():
     a, b = ([dataclasses.replace(r, images=()) for r in records(bits)] for bits in ("0011", "0111"))
     assert compare(a, b).n_clusters == 4
+
+
+ASKED = {
+    "weights": "0f", "dtype": "torch.bfloat16", "image_size": {"shortest_edge": 784, "longest_edge": 401408},
+    "max_new_tokens": 256, "option_probs": True, "sampling": None, "store_fingerprint": "ab" * 32,
+    "started": "2026-01-01", "questions": 4,
+}  # fmt: skip
+
+
+def write_evaluation(folder: Path, rows: list[EvalRecord], **asked) -> Path:
+    folder.mkdir()
+    append_records(folder, rows)
+    write_json_atomically(folder / "asked.json", {**ASKED, **asked})
+    return folder
+
+
+def test_evaluations_that_were_asked_alike_have_no_note(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / name, records("0101"), weights=name, started=name, option_probs=name == "a")
+        for name in ("a", "b")
+    ]
+    assert medrl.compare(*folders).note == ""
+    assert compare(records("01"), records("11")).asked_differently == ()
+
+
+def test_what_differs_besides_the_weights_is_said_by_the_command_the_report_and_python(tmp_path):
+    write_evaluation(tmp_path / "a", records("0101"))
+    small = {"shortest_edge": 784, "longest_edge": 50176}
+    sampled = {"samples": 5, "temperature": 0.7}
+    write_evaluation(
+        tmp_path / "b", records("0111"), dtype="torch.float32", image_size=small, max_new_tokens=40, sampling=sampled
+    )
+    note = (
+        "Besides their weights, a and b differ in dtype (bfloat16, float32), max_pixels (401408, 50176), "
+        "max_new_tokens (256, 40), sampling (greedy, samples 5, temperature 0.7)."
+    )
+    assert medrl.compare(tmp_path / "a", tmp_path / "b").note == note
+    said = CliRunner().invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).stdout
+    assert said.rstrip().endswith(note)
+    found = CliRunner().invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]).stdout
+    assert json.loads(found)["asked_differently"][0] == "dtype (bfloat16, float32)"
+    for name in ("a", "b"):
+        write_json_atomically(tmp_path / name / "summary.json", {"name": name})
+    assert note in medrl.write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "r.html").read_text()
+
+
+def test_only_what_is_known_of_both_is_said_to_differ(tmp_path):
+    write_evaluation(tmp_path / "a", records("0101"))
+    behind = dict.fromkeys(("dtype", "image_size", "weights", "store_fingerprint"))
+    write_evaluation(tmp_path / "b", records("0111"), **behind, endpoint="http://x", max_new_tokens=40)
+    assert differing(read_how(tmp_path / "a"), read_how(tmp_path / "b")) == ("max_new_tokens (256, 40)",)
+    append_records(tmp_path / "old", records("0111"))  # of before there was asked.json
+    assert read_how(tmp_path / "old") == {} and read_how(tmp_path / "b" / "records.jsonl")["max_new_tokens"] == "40"
+    write_evaluation(tmp_path / "again", records("0111"))
+    write_json_atomically(tmp_path / "again" / "asked.json", {"rescored_by": "lenient", "started": None})
+    assert differing(read_how(tmp_path / "a"), read_how(tmp_path / "again")) == ("scorer (strict, lenient)",)
+
+
+def test_other_prompts_are_named_by_mode_or_as_another_wording():
+    a = records("0101")
+    direct = [dataclasses.replace(row, mode="no_think", prompt_hash="n") for row in a]
+    assert compare(a, direct).asked_differently == ("mode (think, no_think)",)
+    reworded = [dataclasses.replace(row, prompt_hash="n") for row in a]
+    assert compare(a, reworded).note == "Besides their weights, A and B differ in the wording of the prompt."
 
 
 def test_patients_can_be_the_clusters_when_they_are_known():

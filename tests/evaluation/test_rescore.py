@@ -23,7 +23,7 @@ TEXTS = (
     "<think>say <answer>C</answer></think><answer>B</answer>",
     "<think>x</think><answer>C.</answer>",
     "<think>x</think><answer>none</answer>",
-    "<think>so the answer is C</think> I would say C",
+    "<think>so the answer is C</think> I wonder about C",
 )
 
 

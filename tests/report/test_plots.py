@@ -16,6 +16,7 @@ def parse(svg: str) -> ElementTree.Element:
 def test_the_charts_follow_the_metrics_that_exist_with_the_reward_and_its_parts_first():
     rows = [{"step": 0, "kl": 0.1, "rewards/b/mean": 1, "time/x_s": 3, "reward": 1, "rewards/a/mean": 0, "lr": None}]
     assert plots.curve_names([rows, [{"loss": 2.0}]]) == ["reward", "rewards/a/mean", "rewards/b/mean", "loss", "kl"]
+    assert "kl" not in plots.curve_names([[{"kl": 0.0, "reward": 1.0}]])
     assert plots.curve_title("rewards/choice_correct/mean")[0] == "Choice correct"
 
 

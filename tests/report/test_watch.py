@@ -90,6 +90,45 @@ def test_a_run_under_way_says_when_it_ends(tmp_path):
     assert status.silent_s == pytest.approx(401)
 
 
+@pytest.fixture
+def study(tmp_path):
+    """Four cells: a training that took 30 s, its evaluation under way, a failed training, and what needs that."""
+    cells = [
+        {"id": "train-a", "kind": "train", "method": "grpo", "needs": None},
+        {"id": "eval-a", "kind": "eval", "method": "grpo", "needs": "train-a"},
+        {"id": "train-b", "kind": "train", "method": "grpo", "needs": None},
+        {"id": "eval-b", "kind": "eval", "method": "grpo", "needs": "train-b"},
+    ]
+    out = tmp_path / "study"
+    write_json_atomically(out / "plan.json", {"cells": cells})
+    write_json_atomically(out / "cells" / "train-a" / "done.json", {"cell": "train-a", "seconds": 30.0})
+    write_json_atomically(out / "cells" / "eval-a" / "claims" / "0001.json", {})
+    write_json_atomically(out / "cells" / "train-b" / "failed.json", {"cell": "train-b", "reason": "no"})
+    for cell in ("train-a", "train-b"):
+        Run.create(out / "cells" / cell / "run", {"training": {"steps": 10}}, {})
+    written(out / "cells" / "eval-a" / "claims" / "0001.json", 60)
+    return out
+
+
+def test_a_study_says_how_many_cells_are_done_and_hides_those_that_are_settled(study):
+    (status,) = watch(study, now=at(61))
+    assert (status.kind, status.done, status.total, status.finished) == ("study", 1, 4, False)
+    assert (status.eta_s, status.silent_s, status.numbers) == (30.0, None, {"failed": 1.0})
+    assert status.line() == "study: 1/4 cells  failed 1  30 s left"
+    (silent,) = watch(study, now=at(60 + 400))
+    assert (silent.eta_s, silent.silent_s) == (None, 400)
+
+
+def test_a_study_is_watched_from_one_cell_to_the_next_until_no_cell_is_left(study):
+    cell = study / "cells" / "eval-a"
+    append_records(cell / "eval", [])
+    write_json_atomically(cell / "eval" / "asked.json", {"questions": 7})
+    assert [s.name for s in watch(study, now=at(61))] == ["study", "cells/eval-a/eval"]
+    write_json_atomically(cell / "done.json", {"cell": "eval-a", "seconds": 5.0})
+    (status,) = watch(study, now=at(61))  # what needs the failed one is not waited for
+    assert (status.done, status.finished, status.eta_s) == (2, True, None)
+
+
 def test_a_folder_without_work_is_refused(tmp_path):
     with pytest.raises(RunError, match="no run and no evaluation"):
         watch(tmp_path)

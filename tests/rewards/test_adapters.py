@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from medrl.errors import RewardError
-from medrl.rewards import choice_correct, weighted, well_formed
+from medrl.rewards import choice_correct, from_weights, weighted, well_formed
 from medrl.rewards.adapters import as_easyr1, as_trl, as_verl, columns_of, from_easyr1, from_trl, from_verl
 from medrl.types import KINDS, Completion, Example
 
@@ -55,6 +57,12 @@ def test_verl_gets_the_score_and_its_parts():
     assert as_verl(REWARD)(data_source="omni", solution_str=WRONG, ground_truth="A", extra_info=columns)["score"] == 0.5
 
 
+def test_rows_of_a_data_frame_hold_lists_as_arrays():
+    columns = columns_of(EXAMPLE, "think")
+    row = {**columns, "options": np.array(columns["options"]), "references": np.array([]), "tolerance": None}
+    assert as_verl(REWARD)("omni", RIGHT, row.pop("target"), row)["score"] == 1.5
+
+
 def test_easyr1_calls_with_one_input_or_with_a_list():
     truth = json.dumps(columns_of(EXAMPLE, "think"))
     given = [{"response": text, "response_length": 5, "ground_truth": truth} for text in (RIGHT, BARE)]
@@ -83,6 +91,27 @@ def test_a_reward_survives_the_way_there_and_back():
             assert part(EXAMPLE, completion(text)) == REWARD(EXAMPLE, completion(text)).value
     talking = from_trl(as_trl(REWARD), conversational=True)
     assert talking(EXAMPLE, completion(RIGHT)) == 1.5
+
+
+@pytest.mark.parametrize("trainer", ["grpo_trainer.GRPOTrainer", "rloo_trainer.RLOOTrainer"])
+def test_trl_s_own_trainers_call_it_with_rows_of_a_data_set(trainer):
+    datasets = pytest.importorskip("datasets")
+    module, name = trainer.split(".")
+    trainer_class = getattr(pytest.importorskip(f"trl.trainer.{module}"), name)
+    rows = [
+        {"prompt": "Which?", **columns_of(given, mode)} for given, mode in [(EXAMPLE, "think"), (YES_NO, "no_think")]
+    ]
+    inputs = list(datasets.Dataset.from_list(rows))
+    accelerator = SimpleNamespace(device="cpu", gather=lambda values: values, is_main_process=True)
+    reward = as_trl(from_weights({"answer_correct": 1.0, "well_formed": 0.5}))
+    stand_in = SimpleNamespace(
+        reward_funcs=[reward], reward_func_names=["medrl"], reward_processing_classes=[None], accelerator=accelerator,
+        state=SimpleNamespace(global_step=0), _log_completion_extra=None, _log_metric=None, environments=None,
+        args=SimpleNamespace(report_to=[]),
+    )  # fmt: skip
+    completions = [WRONG, "<answer>yes</answer>"]
+    values = trainer_class._calculate_rewards(stand_in, inputs, ["Which?"] * 2, completions, [[1], [1]])
+    assert values.tolist() == [[0.5], [1.5]]
 
 
 def test_trl_s_own_function_becomes_a_part():
@@ -126,7 +155,5 @@ def test_a_score_that_is_no_number_is_an_error_that_names_the_sample():
 
 def test_every_kind_travels():
     columns = {name: [value] for name, value in columns_of(YES_NO, "no_think").items()}
-    from medrl.rewards import from_weights
-
     reward = as_trl(from_weights({"answer_correct": 1.0, "well_formed": 1.0}))
     assert reward(prompts=[""], completions=["<answer>Yes.</answer>"], **columns) == [2.0]

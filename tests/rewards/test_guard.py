@@ -48,7 +48,9 @@ def test_a_reward_that_raises_is_named_with_the_sample_and_the_cause():
     def broken(example, completion):
         return {}["mask"]
 
-    with pytest.raises(RewardError, match=rf"reward broken {SAMPLE} raised KeyError: 'mask'") as caught:
+    with pytest.raises(
+        RewardError, match=rf"reward broken {SAMPLE} raised KeyError: 'mask' \(test_guard.py, line \d+\)$"
+    ) as caught:
         guarded(broken)(EXAMPLE, RIGHT)
     assert isinstance(caught.value.__cause__, KeyError)
 

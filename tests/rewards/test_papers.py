@@ -153,3 +153,5 @@ def test_questions_that_the_papers_did_not_have_are_refused():
     short = dataclasses.replace(EXAMPLE, kind="short", options=(), target="lung")
     with pytest.raises(RewardError, match=r"ct-1.*strict"):
         papers.med_r1_accuracy(short, completion("<answer>lung</answer>"))
+    with pytest.raises(RewardError, match=r"ct-1.*strict"):  # also where no letter is found
+        papers.medvlm_r1_accuracy(short, completion("<answer>lung</answer>"))

@@ -87,6 +87,11 @@ def test_a_completion_is_read_as_labeled_by_hand(why, mode, text, letter, form):
         ("x", (), "letter X is not offered"),
         ("E) PET", IMAGING, "letter E is not offered"),
         ("PET", IMAGING, "no option has this text"),
+        ("I see a CT", IMAGING, "letter I is not offered"),
+        ("I see nothing", IMAGING, "no option has this text"),
+        ("X-rays", IMAGING, "no option has this text"),
+        ("E-mail", IMAGING, "no option has this text"),  # E would be the first letter beyond the options
+        ("PET (E)", IMAGING, "letter E is not offered"),
         ("x" * 1000, IMAGING, "answer is too long"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_questions_about_one_image_count_as_one_cluster():
     assert wide["high"] - wide["low"] > 1.2 * (apart["high"] - apart["low"])
 
 
+def test_a_mean_of_right_answers_alone_leaves_room_for_doubt():
+    every = np.ones((1, 2, 10))
+    means = study_figures([make_table(grpo=every)], draws=300)["modality"]["means"]["grpo"]
+    low, high = proportion_confint(10, 10, method="wilson")
+    assert (means["overall"]["value"], means["overall"]["high"]) == (1.0, 1.0)
+    assert means["overall"]["low"] == pytest.approx(low) and high == 1.0
+    assert means["columns"][1]["low"] == pytest.approx(proportion_confint(4, 4, method="wilson")[0])
+    two_images = study_figures([make_table(clusters=PLACE, grpo=every)], draws=300)["modality"]["means"]["grpo"]
+    assert two_images["overall"]["low"] == pytest.approx(proportion_confint(2, 2, method="wilson")[0])
+    assert two_images["columns"][1]["low"] is None  # one image knows no doubt and no certainty
+
+
 def test_seeds_are_averaged_and_widen_means_and_differences():
     once = np.array([[ON_CT, ON_MRI]], dtype=float)
     worse = np.array([[SFT_CT, SFT_MRI]], dtype=float)
@@ -139,7 +152,23 @@ def test_a_missing_specialist_leaves_holes_and_no_invented_means():
     assert found["means"]["grpo"]["rows"][0]["value"] is not None
     assert all(c["p_holm"] is None for c in found["claims"] if "grpo" in (c["a"], c["b"]))
     assert all(c["p_holm"] is not None for c in found["claims"] if (c["a"], c["b"]) == ("sft", "zero-shot"))
-    assert "cannot be compared" in answer(found)[0] or answer(found)
+    assert all("grpo-no has" in sentence and "grpo has" not in sentence for sentence in answer(found))  # that is whole
+
+
+def test_a_missing_evaluation_of_the_base_is_said_and_the_rest_is_compared():
+    table = make_table()
+    table.methods[0] = Method("zero-shot", "zero_shot", np.full((1, 1, 10), np.nan), mode="think")
+    first, *others = answer(study_figures([table], draws=500)["modality"])
+    assert first == "grpo-no and zero-shot cannot be compared: an evaluation is missing."
+    assert len(others) == 2 and all("cannot be compared" not in sentence for sentence in others)
+
+
+def test_where_no_method_is_whole_nothing_is_compared():
+    table = make_table()
+    for method in table.methods[1:]:
+        method.right[0, 1] = np.nan
+    found = study_figures([table], draws=500)["modality"]
+    assert answer(found) == ["No method has all its specialists yet, so nothing is compared."]
 
 
 def test_one_domain_for_all_has_an_overall_mean_and_no_off_diagonal():
@@ -181,9 +210,12 @@ def test_tables_say_what_the_matrices_say(found, tmp_path):
     )
     assert float(one["value"]) == 5 / 6 and one["n"] == "6"
     assert len(list(csv.DictReader((tmp_path / "tables" / "claims.csv").open()))) == 2 * 27
-    assert "| CT | 83.3 [43.6, 97.0] | 50.0 [15.0, 85.0] |" in (tmp_path / "tables" / "tables.md").read_text()
+    assert "| CT | 83.3 [43.6, 97.0] | 50.0 [15.0, 85.0] | 66.7 [" in (tmp_path / "tables" / "tables.md").read_text()
     assert "| option\\_prior | 33.3 [9.7, 70.0] | 25.0 [4.6, 69.9] |" in (tmp_path / "tables" / "tables.md").read_text()
-    assert r"CT & 83.3 [43.6, 97.0] & 50.0 [15.0, 85.0] \\" in (tmp_path / "tables" / "tables.tex").read_text()
+    assert r"CT & 83.3 [43.6, 97.0] & 50.0 [15.0, 85.0] & 66.7 [" in (tmp_path / "tables" / "tables.tex").read_text()
+    # Means of rows 66.7 and 75.0, of columns 66.7 and 75.0, of all 70.8; micro of the diagonal (5 + 4) / 10.
+    assert re.search(r"\| mean \| 66\.7 \[.*?\] \| 75\.0 \[.*?\] \| 70\.8 \[", markdown({"modality": found}))
+    assert re.search(r"\| grpo \| 91\.7 \[.*?\] \| 90\.0 \[", markdown({"modality": found}))
 
 
 def test_names_from_data_are_no_markup_in_any_table(found, tmp_path):

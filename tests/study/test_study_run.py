@@ -258,6 +258,30 @@ def test_a_short_calibration_tells_time_and_disk(mini, tmp_path):
     assert not (tmp_path / "calibration").exists() and not (tmp_path / "cells").exists()
 
 
+def test_a_method_that_cannot_be_tried_is_named_before_the_run_and_the_others_go_on(mini, tmp_path):
+    reward = tmp_path / "broken.py"
+    reward.write_text("def nothing(example, completion):\n    raise ValueError('no such table')\n")
+    bad = {"reward": f"{reward}:nothing"}
+    words = [
+        f"--out={tmp_path / 'out'}",
+        "axes={modality: {train: [CT]}}",
+        f"methods={{sft: {{method: sft}}, bad: {bad}}}",
+    ]
+    broken = CliRunner().invoke(app, ["study", str(mini / "study.yaml"), *words])
+    assert broken.exit_code == 1, broken.output
+    assert "bad could not be tried and its cells will fail: " in broken.stdout and "no such table" in broken.stdout
+    assert "modality: 1 trained on" in broken.stdout and "sft" in broken.stdout
+    opened = open_study(mini / "study.yaml", words[1:], out=tmp_path / "out")
+    assert [state_of(cell, opened.out) for cell in opened.plan.cells] == ["done"] * 3 + ["failed", "blocked"]
+    assert "sft" in json.loads((tmp_path / "out" / "calibration.json").read_text())["methods"]
+    reward.write_text(
+        "def nothing(example, completion):\n    return float(f'<answer>{example.target}<' in completion.text)\n"
+    )
+    mended = CliRunner().invoke(app, ["study", str(mini / "study.yaml"), *words, "--retry-failed"])
+    assert mended.exit_code == 0, mended.output
+    assert set(json.loads((tmp_path / "out" / "calibration.json").read_text())["methods"]) == {"sft", "bad"}
+
+
 def test_the_command_of_a_cell_gives_what_the_cell_gave(finished, mini, tmp_path):
     plan = json.loads(
         CliRunner().invoke(app, ["study", str(mini / "study.yaml"), "--out", str(finished), "--plan", "--json"]).stdout

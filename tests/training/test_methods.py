@@ -1,16 +1,18 @@
 """How a step gets its groups and advantages: sampling again, shaping rewards, balancing, moving the reference,
 imitating."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
-from medrl.data.prompts import make_prompt
+from medrl.data.prompts import demonstration, make_prompt
 from medrl.errors import DataError, SettingsError
 from medrl.grpo import GRPO, domain_scales
 from medrl.policy.lora import Lora
 from medrl.policy.naive import naive_logprobs
+from medrl.rewards import well_formed
 from medrl.rollout.sampling import Sampling
 from medrl.sft import RFT, SFT
 from medrl.training.curriculum import Curriculum, arrange
@@ -218,7 +220,19 @@ def test_a_rationale_that_is_asked_for_and_missing_is_named(examples):
     with pytest.raises(DataError, match=r"2 of 3 examples have no rationale \(example-1, example-2\)"):
         check_demonstrations(some, "think", SFT(rationale="column"))
     check_demonstrations(some, "no_think", SFT(rationale="column"))  # no reasoning is written there
-    check_demonstrations(some, "think", SFT())
+
+
+@pytest.mark.parametrize("mode", ["think", "think_after"])
+def test_imitating_an_empty_reasoning_block_is_warned_about_because_it_is_not_well_formed(examples, mode):
+    with pytest.warns(UserWarning, match=f"mode is {mode}, .*set training.mode to no_think, or sft.rationale to col"):
+        check_demonstrations(examples, mode, SFT())
+    completion = Completion(text=demonstration(examples[0], mode, rationale=False), token_ids=(), finish_reason="stop")
+    assert well_formed(examples[0], replace(completion, mode=mode)) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_demonstrations([replace(row, rationale="why") for row in examples], mode, SFT(rationale="column"))
+        check_demonstrations(examples, "no_think", SFT())
+        check_demonstrations(examples, mode, GRPO())
 
 
 def test_emulation_goes_with_no_other_wish(examples):

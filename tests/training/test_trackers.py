@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -10,7 +11,7 @@ from medrl.errors import MissingExtraError, SettingsError
 from medrl.runs import Run
 from medrl.settings import load_settings
 from medrl.training.recipe import Recipe
-from medrl.training.trackers import check_installed, flat, tracking
+from medrl.training.trackers import OPEN, check_installed, flat, told, tracking
 
 RECIPE = {
     "method": "grpo",
@@ -110,6 +111,48 @@ def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     assert found == [(0, 0.5, 0.0), (1, 0.625, 1.0), (2, 0.75, 2.0)]
     assert b"anna" not in log.read_bytes()
     assert wandb.run is None
+
+
+def test_runs_in_folders_of_the_same_name_are_two_and_a_resumed_one_is_one(run, tmp_path, monkeypatch):
+    opened = []
+
+    def open_silent(folder, name, own, first_step):
+        opened.append((name, own))
+        return MagicMock()
+
+    monkeypatch.setitem(OPEN, "wandb", open_silent)
+    other = Run.create(tmp_path / "others" / "ct", RECIPE, {})
+    track(run, "wandb", [])
+    track(other, "wandb", [])
+    track(Run.open(run.path), "wandb", [], first_step=2)
+    (_, ours), (_, theirs), (_, again) = opened
+    assert {name for name, _ in opened} == {"ct"} and ours != theirs and ours == again
+    assert Run.open(run.path).provenance["tracker_id"] == ours
+
+
+@pytest.mark.interop
+def test_wandb_resumes_a_run_by_its_own_id(run, monkeypatch):
+    pytest.importorskip("wandb")
+    asked = []
+    monkeypatch.setattr("accelerate.tracking.WandBTracker", lambda *_, **options: asked.append(options))
+    OPEN["wandb"](run.path, "ct", "0f3a", 0)
+    assert asked[0]["name"] == "ct" and asked[0]["id"] == "0f3a"
+
+
+def test_a_model_of_the_hub_is_named_and_no_path_or_address_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    for model in ("Qwen/Qwen2-VL-2B-Instruct", "demo-base"):
+        assert told({"policy": {"model": model}}) == {"policy/model": model}
+    for model in ("/home/anna/tiny", "./tiny", "../tiny", "~/tiny", "models/tiny", "home/anna/models/tiny"):
+        assert told({"policy": {"model": model, "dtype": "float32"}}) == {"policy/dtype": "float32"}
+    by_source = {"by_source": {"VQA-RAD": {"/home/anna/mine.py:size": 1.0}, "default": "anna/mine.py:size"}}
+    assert told({"reward": by_source}) == {
+        "reward/by_source/VQA-RAD/mine.py:size": 1.0,
+        "reward/by_source/default": "mine.py:size",
+    }
+    settings = {"rollout": {"endpoint": "http://anna:8000/v1", "server": "vllm"}, "data": {"train": "/home/anna"}}
+    assert told({**settings, "training": {"template": "a/b"}}) == {"rollout/server": "vllm", "training/template": "a/b"}
 
 
 @pytest.mark.interop

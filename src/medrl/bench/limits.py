@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from medrl.bench.models import Size
+from medrl.policy.products import product
 
 PATCH_VALUES, PATCH_PX, MERGED = 3 * 2 * 14 * 14, 14, 4
 ADAM_BYTES = 28
@@ -143,7 +144,7 @@ def measure_rates(device: str, dtype: torch.dtype) -> Rates:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return Rates(
         bytes_per_s=2 * source.nbytes / seconds,
-        flops_per_s=2 * side**3 / _best(lambda: a @ b, device),
+        flops_per_s=2 * side**3 / _best(lambda: product(a, b), device),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from medrl.bench.limits import PATCH_VALUES, Work, head_weights, layer_weights, parameters
 from medrl.bench.models import Size
+from medrl.rollout.captured import BUCKETS
 
 KEPT_FREE = 0.1
 """Share of the card that is not planned with: CUDA's context, workspaces, fragments."""
@@ -37,6 +38,8 @@ class Layout:
     checkpoint_activations: bool = False
     tokens_per_micro_batch: int | None = None
     """None: one group at a time, the least that is possible."""
+    samples: bool = True
+    """Whether this process writes completions; no for supervised training, and where a server does."""
 
 
 def vision_weights(size: Size) -> int:
@@ -67,7 +70,7 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
         "gradients": 4 * trained // pieces,
         "moments": 8 * trained // pieces,
         "reference": b * reference,
-        "rollouts": rollout_bytes(size, work, b),
+        "rollouts": rollout_bytes(size, work, b) if layout.samples else 0,
         "activations": activation_bytes(size, work, layout),
     }
     if layout.fsdp:  # weights outside of layers stay gathered in a pass, and one layer with its gradient
@@ -79,10 +82,15 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
 
 
 def rollout_bytes(size: Size, work: Work, element_bytes: int) -> int:
-    """Keys and values of all rows of a rank, and what drawing a token takes; freed before the backward pass."""
+    """Keys and values of all rows of a rank, and what drawing a token takes, at most.
+
+    Held between steps as well: the captured graphs of decode steps keep their buffers, one set for each number of rows
+    that a batch has while its rows finish (``rollout/captured.py``).
+    """
+    rows = work.rows + sum(fewer for fewer in BUCKETS if fewer < work.rows)
     per_token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads) * element_bytes
-    cached = per_token * (work.prompts * work.prompt_length + work.rows * work.completion_tokens)
-    return cached + DRAWN_BYTES * work.rows * size.vocabulary
+    cached = per_token * (work.prompts * work.prompt_length + rows * work.completion_tokens)
+    return cached + DRAWN_BYTES * rows * size.vocabulary
 
 
 def activation_bytes(size: Size, work: Work, layout: Layout) -> int:
@@ -117,10 +125,8 @@ def _kept(outputs: int, hidden: int, layers: int, layout: Layout) -> int:
 
 
 def peak(parts: dict[str, int]) -> int:
-    """Bytes at the worst moment: rollouts are over when activations and gradients come."""
-    during_update = {"activations", "gradients", "half gradients", "gathered weights"}
-    always = sum(amount for name, amount in parts.items() if name not in {*during_update, "rollouts"})
-    return always + max(parts["rollouts"], sum(parts.get(name, 0) for name in during_update))
+    """Bytes at the worst moment, in the backward pass: what rollouts take is kept for the next step."""
+    return sum(parts.values())
 
 
 CURES: dict[str, dict[str, bool]] = {

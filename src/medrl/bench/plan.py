@@ -144,6 +144,7 @@ def layout_of(settings: Recipe, gpus: int) -> Layout:
         freeze_vision=policy.freeze_vision or policy.lora is not None,
         checkpoint_activations=policy.checkpoint_activations,
         tokens_per_micro_batch=settings.training.tokens_per_micro_batch,
+        samples=settings.method != "sft" and settings.rollout.endpoint is None,
     )
 
 
@@ -240,7 +241,7 @@ def _share(work: Work, gpus: int) -> Work:
 
 def _tokens_that_fit(size: Size, work: Work, layout: Layout, room: float) -> int:
     """Tokens, those of patches counted in, of a micro-batch that fills the room."""
-    free = room - peak({**memory(size, work, layout), "activations": 0, "rollouts": 0})
+    free = room - peak({**memory(size, work, layout), "activations": 0})
     return max(1, int(free / activations_per_token(size, layout)))
 
 

@@ -196,6 +196,15 @@ def verify(path: Path, examples: Sequence[Example] | None = None) -> StoreInfo:
     return info
 
 
+def store_of(examples: Iterable[Example]) -> Path | None:
+    """The one store that all images lie in; None when there is none."""
+    images = [image for example in examples for image in example.images]
+    found = next(
+        (folder for folder in (images[0].parents if images else ()) if (folder / "store.json").is_file()), None
+    )
+    return found if found is not None and all(image.is_relative_to(found) for image in images) else None
+
+
 def counts(examples: Iterable[Example]) -> dict[str, dict[str, int]]:
     """Number of examples, ``{"modality": {name: n}, "question_type": {name: n}}``, the most frequent first."""
     rows = list(examples)

@@ -1,10 +1,11 @@
 """Two evaluations of the same examples, compared example by example."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from medrl.errors import RunError
+from medrl.evaluation.asked import differing
 from medrl.evaluation.blind import BlindResult
 from medrl.evaluation.intervals import Interval, clustered_bootstrap, mcnemar_exact, wilson
 from medrl.types import EvalRecord, image_cluster
@@ -30,6 +31,15 @@ class Comparison:
     only_b: int
     a_name: str = "A"
     b_name: str = "B"
+    asked_differently: tuple[str, ...] = ()
+    """In what they differ besides the weights, as far as is known: ``max_pixels (401408, 50176)``."""
+
+    @property
+    def note(self) -> str:
+        """One sentence on what else the difference may come from; empty where nothing else differs."""
+        if not self.asked_differently:
+            return ""
+        return f"Besides their weights, {self.a_name} and {self.b_name} differ in {', '.join(self.asked_differently)}."
 
     @property
     def better(self) -> bool:
@@ -91,6 +101,7 @@ class Comparison:
             "only_a": self.only_a,
             "only_b": self.only_b,
             "verdict": self.verdict,
+            "asked_differently": list(self.asked_differently),
         }
 
 
@@ -101,11 +112,14 @@ def compare(
     cluster: Cluster = "image",
     a_name: str = "A",
     b_name: str = "B",
+    a_how: Mapping[str, str] | None = None,
+    b_how: Mapping[str, str] | None = None,
 ) -> Comparison:
     """B minus A, paired by example id.
 
     The interval resamples whole images (or patients): questions about one image are right or wrong together.
-    Modes and prompts may differ, that is often what is compared.
+    Modes and prompts may differ, that is often what is compared; so may how they were asked, which ``a_how`` and
+    ``b_how`` say (see ``asked.read_how``): the comparison then has a note.
     Raises RunError when the two are not over the same examples, or a patient is unknown and patients are asked for.
     """
     a_by_id, b_by_id = _by_id(a, a_name), _by_id(b, b_name)
@@ -117,7 +131,19 @@ def compare(
             "evaluate both on the same store"
         )
     b_correct = {id: record.correct for id, record in b_by_id.items()}
-    return _compare(a_by_id, {id: record.correct for id, record in a_by_id.items()}, b_correct, cluster, a_name, b_name)
+    found = _compare(
+        a_by_id, {id: record.correct for id, record in a_by_id.items()}, b_correct, cluster, a_name, b_name
+    )
+    prompts = _prompts_that_differ(a_by_id, b_by_id)
+    return replace(found, asked_differently=(*prompts, *differing(a_how or {}, b_how or {})))
+
+
+def _prompts_that_differ(a: Mapping[str, EvalRecord], b: Mapping[str, EvalRecord]) -> tuple[str, ...]:
+    """The modes, or that the wording differs within one mode."""
+    modes = [", ".join(sorted({record.mode for record in records.values()})) for records in (a, b)]
+    if modes[0] != modes[1]:
+        return (f"mode ({modes[0]}, {modes[1]})",)
+    return ("the wording of the prompt",) if any(a[id].prompt_hash != b[id].prompt_hash for id in a) else ()
 
 
 def compare_to_blind(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medrl.policy.products import product
+
 HALF = (torch.float16, torch.bfloat16)
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
 """Logits that exist at a time. On a CPU, what stays in its caches; on a GPU half a gigabyte in float32, 883 tokens of
@@ -42,7 +44,7 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """
     if hidden.is_cuda and hidden.dtype in HALF:
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    return (hidden @ weight.t()).to(_wide(hidden.dtype))
+    return product(hidden, weight.t()).to(_wide(hidden.dtype))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -85,7 +87,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits = logits.exp_().mul_(-slope)
             grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
             grad_logits = _heated(grad_logits, ctx.temperature)
-            grad_hidden[rows] = grad_logits.to(hidden.dtype) @ weight
+            grad_hidden[rows] = product(grad_logits.to(hidden.dtype), weight)
             grad_weight = _add_product(grad_weight, grad_logits, hidden[rows])
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
@@ -99,7 +101,7 @@ def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Tensor:
     """total + grad_logits^T hidden, summed in the precision of ``total``."""
     if hidden.is_cuda and hidden.dtype in HALF:
         return torch.addmm(total, grad_logits.to(hidden.dtype).t(), hidden, out_dtype=torch.float32)
-    return total.addmm_(grad_logits.t(), hidden.to(total.dtype))
+    return total.add_(product(grad_logits.t(), hidden.to(total.dtype)))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

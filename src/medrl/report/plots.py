@@ -58,11 +58,13 @@ def run_color(index: int) -> int:
     return (index + 1) % N_COLORS
 
 
-def curve_names(metrics: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
+def curve_names(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """The metrics worth a chart that at least one run has, in the order to show them."""
     present = {name for rows in metrics for row in rows for name, value in row.items() if value is not None}
     parts = sorted(name for name in present if name.startswith("rewards/") and name.endswith("/mean"))
     order = ["reward", *parts, *(name for name in CURVES if name != "reward")]
+    if not any(row.get("kl") for rows in metrics for row in rows):
+        present.discard("kl")  # it is 0 throughout where no reference was loaded: nothing was measured
     return [name for name in order if name in present]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medrl.errors import RunError
+from medrl.evaluation.asked import read_how
 from medrl.evaluation.compare import Comparison, compare, compare_to_blind
 from medrl.evaluation.intervals import Interval, wilson
 from medrl.evaluation.metrics import summarize
@@ -116,7 +117,8 @@ def headline_rows(evaluations: Sequence[Evaluation]) -> list[HeadlineRow]:
 
 
 def compare_evaluations(first: Evaluation, other: Evaluation) -> Comparison:
-    return compare(first.records, other.records, a_name=first.name, b_name=other.name)
+    a_how, b_how = read_how(first.path), read_how(other.path)
+    return compare(first.records, other.records, a_name=first.name, b_name=other.name, a_how=a_how, b_how=b_how)
 
 
 def blind_of(evaluations: Sequence[Evaluation]) -> dict[str, Mapping[str, bool]]:

@@ -1,4 +1,4 @@
-"""Progress of runs and evaluations, read from the files they write, here or on a shared disk."""
+"""Progress of runs, evaluations and studies, read from the files they write, here or on a shared disk."""
 
 import json
 import time
@@ -10,7 +10,21 @@ from typing import Any
 
 from medrl.errors import RunError
 from medrl.report.text import duration
-from medrl.runs import ASKED, METRICS, PROGRESS, RECIPE, RECORDS, SHARDS, SUMMARY, Run, is_run
+from medrl.runs import (
+    ASKED,
+    CELL_DONE,
+    CELL_FAILED,
+    CELLS,
+    METRICS,
+    PLAN,
+    PROGRESS,
+    RECIPE,
+    RECORDS,
+    SHARDS,
+    SUMMARY,
+    Run,
+    is_run,
+)
 
 SILENT_S, SILENT_PACES = 120.0, 20.0
 """Work counts as silent when nothing was written for this long, and for this many times what one piece takes."""
@@ -18,13 +32,13 @@ SILENT_S, SILENT_PACES = 120.0, 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One run or evaluation at one moment."""
+    """One run, evaluation or study at one moment."""
 
     name: str
     kind: str
-    """``train`` or ``eval``."""
+    """``train``, ``eval`` or ``study``."""
     done: int
-    """Steps or questions."""
+    """Steps, questions or cells."""
     total: int | None
     finished: bool
     eta_s: float | None
@@ -37,7 +51,7 @@ class Status:
     def line(self) -> str:
         """For people."""
         whole = f"{self.done}/{self.total}" if self.total is not None else str(self.done)
-        unit = "steps" if self.kind == "train" else "questions"
+        unit = {"train": "steps", "eval": "questions", "study": "cells"}[self.kind]
         figures = "  ".join(f"{name} {value:.3g}" for name, value in self.numbers.items())
         return f"{self.name}: {whole} {unit}  {figures}  {self._state()}".replace("    ", "  ")
 
@@ -50,13 +64,16 @@ class Status:
 
 
 def watch(folder: Path, now: float | None = None) -> list[Status]:
-    """Every run and evaluation in ``folder`` or below it, by name; ``now`` is the time (s since 1970), for tests.
+    """Every study, run and evaluation in ``folder`` or below it, by name; of a study's cells those that are under way.
 
-    Raises ``RunError`` when there is none.
+    ``now`` is the time (s since 1970), for tests. Raises ``RunError`` when there is none.
     """
     now = time.time() if now is None else now
-    found = [
-        _of_run(path, name, now) if is_run(path) else _of_evaluation(path, name, now) for path, name in _work_in(folder)
+    found = [_of_study(file.parent, _name(file.parent, folder), now) for file in sorted(folder.rglob(PLAN))]
+    found += [
+        _of_run(path, name, now) if is_run(path) else _of_evaluation(path, name, now)
+        for path, name in _work_in(folder)
+        if not (path.parent / CELL_DONE).exists() and not (path.parent / CELL_FAILED).exists()
     ]
     if not found:
         raise RunError(f"{folder} holds no run and no evaluation; 'medrl train' and 'medrl eval' write them")
@@ -69,8 +86,35 @@ def _work_in(folder: Path) -> Iterator[tuple[Path, str]]:
     paths = sorted({file.parent for mark in marks for file in folder.rglob(mark) if SHARDS not in file.parts})
     for path in paths:
         if is_run(path) or (path / ASKED).is_file() or (path / RECORDS).is_file():
-            relative = path.relative_to(folder)
-            yield path, str(relative) if relative.parts else path.resolve().name
+            yield path, _name(path, folder)
+
+
+def _name(path: Path, folder: Path) -> str:
+    relative = path.relative_to(folder)
+    return str(relative) if relative.parts else path.resolve().name
+
+
+def _of_study(path: Path, name: str, now: float) -> Status:
+    """Time left is that of the workers who hold cells now, at the mean pace of the cells that are done."""
+    cells = _read(path / PLAN)["cells"]
+    done = {c["id"]: _read(path / CELLS / c["id"] / CELL_DONE) for c in cells}
+    done = {id: float(facts["seconds"]) for id, facts in done.items() if facts}
+    failed = {c["id"] for c in cells if (path / CELLS / c["id"] / CELL_FAILED).exists()} - done.keys()
+    left = [c for c in cells if c["id"] not in failed and c["id"] not in done and c["needs"] not in failed]
+    signs = {c["id"]: [*(path / CELLS / c["id"] / "claims").glob("*.json")] for c in cells}
+    silent_s = _silent_s([file for files in signs.values() for file in files], None, now) if left else None
+    workers = sum(now - max(file.stat().st_mtime for file in signs[c["id"]]) < SILENT_S for c in left if signs[c["id"]])
+    eta_s = None
+    if left and done and silent_s is None:
+        kinds = {c["id"]: (c["kind"], c["method"]) for c in cells}
+        paces = {kind: [s for id, s in done.items() if kinds[id] == kind] for kind in kinds.values()}
+        usual = sum(done.values()) / len(done)
+        expected = [sum(known) / len(known) if (known := paces[kinds[c["id"]]]) else usual for c in left]
+        eta_s = sum(expected) / max(1, workers)
+    return Status(
+        name=name, kind="study", done=len(done), total=len(cells), finished=not left, eta_s=eta_s, silent_s=silent_s,
+        numbers={"failed": float(len(failed))} if failed else {},
+    )  # fmt: skip
 
 
 def _of_run(path: Path, name: str, now: float) -> Status:

@@ -147,13 +147,18 @@ def _sample(row: Mapping[str, Any], text: str, usual_mode: Mode) -> tuple[Exampl
         source=str(row.get("source", "")),
         images=(),
         question=str(row.get("question", "")),
-        options=tuple(row.get("options") or ()),
+        options=_listed(row.get("options")),
         target=row["target"],
         kind=cast(Kind, row.get("kind") or "choice"),
-        references=tuple(row.get("references") or ()),
+        references=_listed(row.get("references")),
         tolerance=row.get("tolerance") or "",
     )
     return example, Completion(text=text, token_ids=(), finish_reason="stop", mode=cast(Mode, mode))
+
+
+def _listed(values: Any) -> tuple[str, ...]:
+    # A data frame holds lists as arrays of numpy, which are neither true nor false.
+    return () if values is None else tuple(map(str, values))
 
 
 def _parse_own(text: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import math
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from medrl.errors import MedrlError, NonFiniteError, RewardError
@@ -75,7 +77,8 @@ def _describe(name: str, example: Example, completion: Completion) -> str:
 
 
 class renaming_errors:
-    """Any error of the block is raised again as a ``kind`` whose message begins with ``what``; our own errors pass."""
+    """Any error of the block is raised again as a ``kind`` whose message begins with ``what`` and ends with the line it
+    came from; our own errors pass."""
 
     def __init__(self, what: str, kind: type[MedrlError]) -> None:
         self.what = what
@@ -86,7 +89,10 @@ class renaming_errors:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, MedrlError):
-            raise self.kind(f"{self.what} {type(error).__name__}: {error}") from error
+            *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+            # A syntax error says itself where it is; the frame that met it is Python's own.
+            where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.f_code.co_filename).name}, line {line})"
+            raise self.kind(f"{self.what} {type(error).__name__}: {error}{where}") from error
 
 
 class _TooLate(BaseException):

@@ -72,8 +72,8 @@ def medvlm_r1_answer(completion: Completion) -> str | None:
 
 def medvlm_r1_accuracy(example: Example, completion: Completion) -> float:
     """1.0, 0.5 or 0.0, as MedVLM-R1's training reward."""
-    letter = medvlm_r1_answer(completion)
-    if letter is None or letter != _text_target(example):
+    letter, target = medvlm_r1_answer(completion), _text_target(example)
+    if letter is None or letter != target:
         return 0.0
     beside = re.sub(letter, "", _medvlm_r1_text(completion), count=1, flags=re.IGNORECASE)
     return 0.5 if beside.strip() else 1.0

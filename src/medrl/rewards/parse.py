@@ -167,7 +167,7 @@ _LAST_LETTER = re.compile(
     re.VERBOSE,
 )
 _LAST_LETTER_CHARS = 32
-_BEHIND_LETTER = re.compile(r"\A[)\].:,\s]*(?:[-=]+>|[=→⇒])?\s*")
+_BEHIND_LETTER = re.compile(r"\A[)\].:,\s]*(?:[-=]+>|=)?")
 _STRUCK_OUT = re.compile(r"(?ais)~~[^~]*~~|<(del|strike)>.*?</\1>")
 SPARE_CHARS = 400
 """How much longer than twice the longest option an answer may be: room for a lead-in, markup and blanks."""
@@ -215,7 +215,7 @@ def _letter_then_text(text: str, options: Sequence[str]) -> list[int]:
     if split is None or split[0] >= len(options):
         return []
     letter, rest = split
-    bare = _BEHIND_LETTER.sub("", rest, count=1)
+    bare = _BEHIND_LETTER.sub("", rest)
     if (written := options_as_written(bare, options)) and letter not in written:
         return []
     bodies = {rest, bare, strip_lead_in(bare)}

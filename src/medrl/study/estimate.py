@@ -10,10 +10,11 @@ from typing import Any
 from medrl.data import store
 from medrl.files import write_json_atomically
 from medrl.report.text import duration
+from medrl.runs import CELL_DONE
 from medrl.settings import dump_settings
 from medrl.study.claims import exclusive
 from medrl.study.plan import Cell, Plan
-from medrl.study.runner import DONE, state_of
+from medrl.study.runner import FAILURES, state_of
 from medrl.training.recipe import Recipe
 
 STEPS, ANSWERS = 3, 32
@@ -22,24 +23,33 @@ CALIBRATION = "calibration.json"
 
 
 def calibrate(plan: Plan, out: Path) -> dict[str, Any]:
-    """Seconds and bytes of a few steps of each method and of a few answers; measured once and kept.
+    """Seconds and bytes of a few steps of each method and of a few answers; each measured once and kept.
 
     ``methods``: name -> ``start_s`` (loading and the first step), ``step_s``, ``save_s``, ``checkpoint_bytes``,
     ``step_bytes`` (logs of a step). ``answers``: zero-shot row -> ``start_s``, ``answer_s``, ``answer_bytes``.
+    ``untried``: method -> why it could not be tried; it is tried again the next time. Its cells will say the same and
+    be marked, and those of other methods go on.
     """
     file = out / CALIBRATION
     with exclusive(out / "claims" / "calibration"):
-        if file.exists():
-            return json.loads(file.read_text())
+        before = json.loads(file.read_text()) if file.exists() else {}
+        methods, answers = dict(before.get("methods", {})), dict(before.get("answers", {}))
+        first = {cell.method: cell for cell in reversed(plan.cells) if cell.kind == "train"}
+        to_try = [name for name in plan.study.methods if name not in methods]
+        to_ask = [c for c in plan.cells if c.kind == "eval" and c.needs is None and c.method not in answers]
+        if not to_try and not to_ask:
+            return before
         scratch = out / "calibration"
         shutil.rmtree(scratch, ignore_errors=True)
-        first = {cell.method: cell for cell in reversed(plan.cells) if cell.kind == "train"}
-        asked = [cell for cell in plan.cells if cell.kind == "eval" and cell.needs is None]
-        measured = {
-            "methods": {name: _try_training(first[name].recipe, scratch / name) for name in plan.study.methods},
-            "answers": {cell.method: _try_answers(plan, cell, scratch / cell.id) for cell in asked},
-        }
+        answers |= {cell.method: _try_answers(plan, cell, scratch / cell.id) for cell in to_ask}
+        untried: dict[str, str] = {}
+        for name in to_try:
+            try:
+                methods[name] = _try_training(first[name].recipe, scratch / name)
+            except FAILURES as error:
+                untried[name] = f"{type(error).__name__}: {error}"
         shutil.rmtree(scratch)
+        measured = {"methods": methods, "answers": answers, "untried": untried}
         write_json_atomically(file, measured)
         return measured
 
@@ -98,18 +108,22 @@ def estimate(plan: Plan, out: Path, measured: Mapping[str, Any] | None) -> dict[
             seconds += done.get((cell.kind, cell.method), expected_s)
             bytes_ += expected_bytes
     known = measured is not None
+    untried = measured.get("untried", {}) if measured is not None else {}
     return {
         "cells": len(plan.cells),
         "left": len(left),
         "seconds": seconds if known else None,
         "bytes": round(bytes_) if known else None,
         "free_bytes": shutil.disk_usage(out).free,
+        "untried": untried,
     }
 
 
 def _expect(cell: Cell, plan: Plan, measured: Mapping[str, Any]) -> tuple[float, float]:
     if cell.kind == "train":
-        tried, training = measured["methods"][cell.method], cell.recipe.training
+        tried, training = measured["methods"].get(cell.method), cell.recipe.training
+        if tried is None:  # it could not be tried, and will end as soon
+            return 0.0, 0.0
         kept = min(training.keep_checkpoints, -(-training.steps // training.save_every))
         disk = kept * tried["checkpoint_bytes"] + training.steps * tried["step_bytes"]
         return tried["start_s"] + training.steps * tried["step_s"], disk
@@ -123,7 +137,7 @@ def _measured_cells(plan: Plan, out: Path) -> dict[tuple[str, str], float]:
     """(kind, method) -> mean seconds of the cells that are done."""
     times: dict[tuple[str, str], list[float]] = {}
     for cell in plan.cells:
-        file = cell.folder(out) / DONE
+        file = cell.folder(out) / CELL_DONE
         if file.exists():
             times.setdefault((cell.kind, cell.method), []).append(json.loads(file.read_text())["seconds"])
     return {key: sum(values) / len(values) for key, values in times.items()}
@@ -152,6 +166,7 @@ def plan_lines(plan: Plan, found: Mapping[str, Any], states: Sequence[str]) -> l
             f"left to do: about {duration(found['seconds'])} for one worker, {found['bytes'] / 1e9:.2f} GB of disk "
             f"({found['free_bytes'] / 1e9:.0f} GB free)"
         )
+    lines += [f"{name} could not be tried and its cells will fail: {why}" for name, why in found["untried"].items()]
     return lines
 
 

@@ -186,8 +186,17 @@ class AxisFigures:
     def _interval(self, name: str, scope: np.ndarray, average: Average) -> Interval:
         one = self.drawn[name]
         value = float(scope_mean(one.cells, scope, self.layout.counts, average))
+        if value in (0.0, 1.0):  # every draw says the same, which is no certainty: Wilson, with clusters for questions
+            return self._all_alike(value, scope)
         drawn = self._drawn_mean(one, scope, average)
         return interval(value, drawn, self.layout, self._spread([one], scope, average))
+
+    def _all_alike(self, value: float, scope: np.ndarray) -> Interval:
+        asked = scope.any(axis=0)[self.table.place]
+        n = len(np.unique(self.table.clusters[asked]))
+        ends = wilson(value * n, n)
+        known = n > 1
+        return Interval(value, ends.low if known else None, ends.high if known else None, int(asked.sum()))
 
     def _drawn_mean(self, one: _Drawn, scope: np.ndarray, average: Average) -> np.ndarray:
         """(D,) means of the draws; a cell counts in every draw, its answers as often as they were drawn."""

@@ -12,9 +12,8 @@ from medrl.report import matrix_plots, plots, text
 from medrl.report.environment import filter_script, page_environment
 from medrl.report.gallery import RULE, by_heading, choose_items, filters
 from medrl.report.tables import failure_rows
-from medrl.runs import Run, is_run
+from medrl.runs import CELL_FAILED, Run, is_run
 from medrl.study.plan import Cell, Plan
-from medrl.study.runner import FAILED
 from medrl.study.sentences import answer
 from medrl.study.settings import Study
 from medrl.study.tables import TITLES
@@ -158,18 +157,20 @@ def _interval(mean: Mapping[str, Any]) -> Interval:
     return Interval(mean["value"], mean["low"], mean["high"], 30)
 
 
-def _curves(plan: Plan, out: Path) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Method -> its curves, one line per specialist of the first seed."""
+def _curves(plan: Plan, out: Path) -> list[tuple[str, list[tuple[str, str]], list[tuple[str, str, str]]]]:
+    """(method, its specialists with their colors, its curves): one line per specialist of the first seed."""
     parts = []
     for name in plan.study.methods:
         cells = [c for c in plan.cells if (c.kind, c.method, c.seed) == ("train", name, plan.study.seeds[0])]
-        runs = [Run.open(c.result(out)).metrics() for c in cells if is_run(c.result(out))]
+        cells = [cell for cell in cells if is_run(cell.result(out))]
+        runs = [Run.open(cell.result(out)).metrics() for cell in cells]
         names = plots.curve_names(runs)
         if cells and cells[0].recipe.method == "sft":
             names = [key for key in names if key in ONLY_SFT]
+        series = [(cell.domain or "", f"s{plots.run_color(index)}") for index, cell in enumerate(cells)]
         drawn = [(*plots.curve_title(key), plots.learning_curve(key, runs)) for key in names]
-        parts.append((name, [curve for curve in drawn if curve[2]]))
-    return [part for part in parts if part[1]]
+        parts.append((name, series, [curve for curve in drawn if curve[2]]))
+    return [part for part in parts if part[2]]
 
 
 def _provenance(plan: Plan, out: Path) -> list[tuple[str, str]]:
@@ -195,7 +196,7 @@ def _failures(cells: Sequence[Cell], out: Path) -> Iterable[tuple[str, str]]:
     import json
 
     for cell in cells:
-        file = cell.folder(out) / FAILED
+        file = cell.folder(out) / CELL_FAILED
         if file.exists():
             yield cell.id, json.loads(file.read_text())["reason"]
 

@@ -20,6 +20,7 @@ from medrl.errors import DataError, SettingsError
 from medrl.policy.loading import resolve_model
 from medrl.rewards import make_reward
 from medrl.rewards.choose import describe_files, locate_files
+from medrl.runs import CELLS
 from medrl.settings import dump_settings
 from medrl.study.settings import ALL, Ask, Study, method_recipe
 from medrl.study.stores import Stores
@@ -49,7 +50,7 @@ class Cell:
     """Cell that must be done before: the training of the model that is evaluated."""
 
     def folder(self, out: Path) -> Path:
-        return out / "cells" / self.id
+        return out / CELLS / self.id
 
     def result(self, out: Path) -> Path:
         """Run folder or evaluation folder."""

@@ -9,11 +9,13 @@ from typing import Literal
 from medrl import stopping
 from medrl.errors import MedrlError
 from medrl.files import write_json_atomically
+from medrl.runs import CELL_DONE, CELL_FAILED, CELLS
 from medrl.study.claims import EXPIRY_S, Claims
 from medrl.study.plan import Cell
 
-DONE, FAILED = "done.json", "failed.json"
 POLL_S = 1.0
+FAILURES = (MedrlError, OSError, RuntimeError)
+"""What marks a cell as failed; RuntimeError is torch's, e.g. when memory runs out."""
 
 State = Literal["done", "failed", "blocked", "waiting"]
 Work = Callable[[Cell], None]
@@ -32,11 +34,11 @@ class Outcome:
 
 def state_of(cell: Cell, out: Path) -> State:
     """From the cell's files alone; ``waiting`` is also a cell that somebody works on."""
-    if (cell.folder(out) / DONE).exists():
+    if (cell.folder(out) / CELL_DONE).exists():
         return "done"
-    if (cell.folder(out) / FAILED).exists():
+    if (cell.folder(out) / CELL_FAILED).exists():
         return "failed"
-    if cell.needs is not None and (out / "cells" / cell.needs / FAILED).exists():
+    if cell.needs is not None and (out / CELLS / cell.needs / CELL_FAILED).exists():
         return "blocked"
     return "waiting"
 
@@ -45,7 +47,7 @@ def forget_failures(cells: Sequence[Cell], out: Path) -> list[Cell]:
     """Let failed cells be tried again; what they had done is kept. Returns them."""
     failed = [cell for cell in cells if state_of(cell, out) == "failed"]
     for cell in failed:
-        (cell.folder(out) / FAILED).unlink(missing_ok=True)
+        (cell.folder(out) / CELL_FAILED).unlink(missing_ok=True)
     return failed
 
 
@@ -98,15 +100,11 @@ def _take_up(
     return True
 
 
-KNOWN = (MedrlError, OSError, RuntimeError)
-"""What work may fail with. RuntimeError: torch, e.g. when memory runs out."""
-
-
 class _Marking:
     """Writes down how the work within ended, so that no worker takes up again what has failed.
 
-    A failure of a kind that is not known also ends this worker, loudly: it is a mistake in the program, or in a reward
-    or judge, and the cells that are left are done at the next start. A stop is no failure.
+    What is none of ``FAILURES`` marks the cell too, but also ends this worker, loudly: it is a mistake in the program,
+    and the cells that are left are done at the next start. A stop is no failure.
     """
 
     def __init__(self, cell: Cell, out: Path, say: Say) -> None:
@@ -118,9 +116,9 @@ class _Marking:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if error is None:
             facts = {"cell": self.cell.id, "seconds": time.monotonic() - self.started}
-            write_json_atomically(self.folder / DONE, facts)
+            write_json_atomically(self.folder / CELL_DONE, facts)
         elif isinstance(error, Exception):
             reason = f"{type(error).__name__}: {error}"
-            write_json_atomically(self.folder / FAILED, {"cell": self.cell.id, "reason": reason})
+            write_json_atomically(self.folder / CELL_FAILED, {"cell": self.cell.id, "reason": reason})
             self.say(f"    failed: {reason}")
-        return isinstance(error, KNOWN)
+        return isinstance(error, FAILURES)

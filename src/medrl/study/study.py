@@ -7,6 +7,7 @@ from typing import Any
 
 from medrl.errors import RunError
 from medrl.files import write_json_atomically
+from medrl.runs import PLAN
 from medrl.settings import dump_settings, load_settings
 from medrl.study.answers import read_tables
 from medrl.study.claims import EXPIRY_S
@@ -101,6 +102,8 @@ def run_study(
     """
     plan, out = opened.plan, opened.out
     write_json_atomically(out / "study.json", dump_settings(plan.study))
+    cells = [{"id": c.id, "kind": c.kind, "method": c.method, "needs": c.needs} for c in plan.cells]
+    write_json_atomically(out / PLAN, {"cells": cells})  # for who watches
     if retry_failed:
         for cell in forget_failures(plan.cells, out):
             say(f"tried again: {cell.id}")

@@ -105,7 +105,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
         for name, heading, rows in _matrices(part, found):
             lines += [f"### {_escape_markdown(name)}", ""]
             lines += [*_markdown_table([_escape_markdown(cell) for cell in heading], rows), ""]
-        lines += ["### Means", "", *_markdown_table(["method", *TITLES.values()], _mean_rows(part)), ""]
+        lines += ["### Means", "", *_markdown_table(_MEAN_HEADING, _mean_rows(part)), ""]
         lines += ["### Claims", "", *_markdown_table(_CLAIM_HEADING, _claim_rows(part)), ""]
     return "\n".join(lines)
 
@@ -118,7 +118,7 @@ def latex(figures: Mapping[str, Any]) -> str:
             caption = f"{name}: trained on (rows), tested on (columns), {axis}, {questions} questions"
             lines += _latex_table(caption, heading, rows)
         caption = f"Mean accuracies, {axis}, {questions} questions"
-        lines += _latex_table(caption, ["method", *TITLES.values()], _mean_rows(part))
+        lines += _latex_table(caption, _MEAN_HEADING, _mean_rows(part))
         lines += _latex_table(f"Claims, {axis}, {questions} questions", _CLAIM_HEADING, _claim_rows(part))
     return "\n".join(lines)
 
@@ -128,11 +128,13 @@ _CLAIM_HEADING = ["claim", "scope", "difference (points)", "p (Holm)", "can see 
 
 def _matrices(part: Mapping[str, Any], found: Mapping[str, Any]) -> Iterable[tuple[str, list[str], list[list[str]]]]:
     for name, matrix in part["methods"].items():
-        rows = []
+        rows, means = [], part["means"][name]
         for i, row in enumerate(matrix["trained_on"] or ["(none)"]):
             cells = zip(*(matrix[key][i] for key in ("accuracy", "low", "high")), strict=True)
-            rows.append([row, *(percent(*cell) for cell in cells)])
-        yield name, ["trained on", *found["domains"]], rows
+            rows.append([row, *(percent(*cell) for cell in cells), _mean(means["rows"][i])])
+        if len(rows) > 1:
+            rows.append(["mean", *map(_mean, [*means["columns"], means["overall"]])])
+        yield name, ["trained on", *found["domains"], "mean"], rows
     for gain in part["gains"]:
         rows = []
         for i, row in enumerate(found["trained_on"]):
@@ -149,9 +151,16 @@ def _matrices(part: Mapping[str, Any], found: Mapping[str, Any]) -> Iterable[tup
 
 def _mean_rows(part: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [name, *(percent(*(means[scope][key] for key in _ENDS)) for scope in SCOPES)]
+        [name, *(_mean(mean) for scope in SCOPES for mean in (means[scope], means[scope]["micro"]))]
         for name, means in part["means"].items()
     ]
+
+
+_MEAN_HEADING = ["method", *(word for title in TITLES.values() for word in (title, "micro"))]
+
+
+def _mean(mean: Mapping[str, Any]) -> str:
+    return percent(*(mean[key] for key in _ENDS))
 
 
 def _claim_rows(part: Mapping[str, Any]) -> list[list[str]]:
@@ -194,6 +203,7 @@ def _latex_table(caption: str, heading: Sequence[str], rows: Sequence[Sequence[s
 
     return [
         r"\begin{table}",
+        r"\centering\small",
         rf"\caption{{{_escape_latex(caption)}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(heading) - 1)}}}",
         r"\toprule",

@@ -11,6 +11,7 @@ from typing import Any
 from medrl import stopping
 from medrl.data.prompts import make_prompt
 from medrl.data.sampler import Sampler
+from medrl.data.store import store_of
 from medrl.policy.lengths import check_room
 from medrl.policy.policy import Policy
 from medrl.progress import Progress
@@ -97,7 +98,7 @@ def make_job(
     }
     return Job(
         policy=policy, train_set=train_set, ask=ask, reward=reward, settings=settings, method=method, server=server,
-        out=out, root=root, recipe=kept, complete=complete, provenance=facts,
+        out=out, root=root or store_of(train_set), recipe=kept, complete=complete, provenance=facts,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ batch = method.pack(groups, advantages)     what the update trains on
 method.finish(step)                         what moves after the update, e.g. the reference
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -193,7 +194,7 @@ def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Obj
     """Refuse supervised training that cannot show what it promises, before anything is written.
 
     Raises ``DataError`` naming examples without the rationale that is asked for, ``SettingsError`` for settings that
-    contradict each other.
+    contradict each other. Warns where what is shown is not well-formed.
     """
     if not isinstance(objective, SFT):
         return
@@ -210,7 +211,14 @@ def check_demonstrations(examples: Sequence[Example], mode: Mode, objective: Obj
             f"sft.emulate {objective.emulate} knows only letters, but example {other.id!r} is of kind {other.kind}: "
             "set sft.emulate to none"
         )
-    if objective.rationale == "none" or mode == "no_think":
+    if mode == "no_think":
+        return
+    if objective.rationale == "none":
+        warnings.warn(
+            f"training.mode is {mode}, but sft.rationale is none: this teaches an empty reasoning block, which is not "
+            "well-formed; set training.mode to no_think, or sft.rationale to column",
+            stacklevel=2,
+        )
         return
     without = [example.id for example in examples if not (example.rationale or "").strip()]
     if without:

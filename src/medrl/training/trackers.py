@@ -10,6 +10,8 @@ tracker's own variables say so (WANDB_MODE, MLFLOW_TRACKING_URI).
 """
 
 import os
+import re
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -25,6 +27,7 @@ FOLDER = "trackers"
 PROJECT = "medrl"
 KEPT_BACK = ("data", "trackers")
 """Sections of a recipe that trackers are not told: they hold paths of the user's."""
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def check_installed(names: Sequence[Tracker]) -> None:
@@ -45,9 +48,11 @@ def tracking(names: Sequence[Tracker], run: Run, first_step: int) -> Iterator[Ca
         from accelerate import PartialState
 
         PartialState()  # accelerate's trackers ask it who they are
-    opened = [OPEN[name](run.path.resolve() / FOLDER / name, run.path.resolve().name, first_step) for name in names]
-    settings = flat({name: value for name, value in run.recipe.items() if name not in KEPT_BACK})
-    settings = {name: value for name, value in settings.items() if not (isinstance(value, str) and os.sep in value)}
+        if "tracker_id" not in run.provenance:  # folders of two runs may have the same name
+            run.update_provenance(tracker_id=uuid.uuid4().hex[:8])
+    folder, own = run.path.resolve(), run.provenance.get("tracker_id", "")
+    opened = [OPEN[name](folder / FOLDER / name, folder.name, own, first_step) for name in names]
+    settings = told(run.recipe)
     for tracker in opened:
         tracker.start()
         if first_step == 0:
@@ -68,6 +73,25 @@ def tracking(names: Sequence[Tracker], run: Run, first_step: int) -> Iterator[Ca
             tracker.finish()
 
 
+def told(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What trackers are told of a recipe: the name of a model on the hub, but no path of a model or of a reward's file,
+    and no address of a server."""
+    kept = {name: value for name, value in recipe.items() if name not in KEPT_BACK}
+    settings = flat({**kept, **({"reward": _without_folders(kept["reward"])} if "reward" in kept else {})})
+    model = settings.get("policy/model", "")
+    if not HUB_ID.fullmatch(model) or Path(model).exists():
+        settings.pop("policy/model", None)
+    settings.pop("rollout/endpoint", None)
+    return settings
+
+
+def _without_folders(reward: Any) -> Any:
+    """``FILE.py:FUNCTION`` by the file's own name."""
+    if isinstance(reward, Mapping):
+        return {_without_folders(name): _without_folders(value) for name, value in reward.items()}
+    return Path(reward).name if isinstance(reward, str) and ".py:" in reward else reward
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values under names with slashes; lists as text, None left out."""
     found: dict[str, Any] = {}
@@ -81,20 +105,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _tensorboard(folder: Path, name: str, first_step: int) -> Any:
+def _tensorboard(folder: Path, name: str, own: str, first_step: int) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
     # What a killed run had logged beyond its checkpoint is struck out.
     return TensorBoardTracker(name, folder, purge_step=first_step)
 
 
-def _wandb(folder: Path, name: str, first_step: int) -> Any:
+def _wandb(folder: Path, name: str, own: str, first_step: int) -> Any:
     from accelerate.tracking import WandBTracker
 
     folder.mkdir(parents=True, exist_ok=True)
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     return WandBTracker(
-        PROJECT, name=name, id=name, dir=str(folder), mode=mode, resume="allow", save_code=False, settings=WANDB_TELLS
+        PROJECT, name=name, id=own, dir=str(folder), mode=mode, resume="allow", save_code=False, settings=WANDB_TELLS
     )
 
 
@@ -110,7 +134,7 @@ WANDB_TELLS = {
 """W&B would also write down the user, the host, the command line and what the terminal shows."""
 
 
-def _mlflow(folder: Path, name: str, first_step: int) -> Any:
+def _mlflow(folder: Path, name: str, own: str, first_step: int) -> Any:
     from accelerate.tracking import MLflowTracker
 
     # MLflow calls its file store finished and would have a database; files need no server and no migration.
@@ -131,14 +155,14 @@ def _mlflow(folder: Path, name: str, first_step: int) -> Any:
     return Remembering(experiment_name=PROJECT, logging_dir=place, run_id=run_id, run_name=name)
 
 
-def _trackio(folder: Path, name: str, first_step: int) -> Any:
+def _trackio(folder: Path, name: str, own: str, first_step: int) -> Any:
     from accelerate.tracking import TrackioTracker
 
     os.environ.setdefault("TRACKIO_DIR", str(folder))
-    return TrackioTracker(PROJECT, name=name, resume="allow")
+    return TrackioTracker(PROJECT, name=f"{name}-{own}", resume="allow")  # it has no other id
 
 
-OPEN: dict[Tracker, Callable[[Path, str, int], Any]] = {
+OPEN: dict[Tracker, Callable[[Path, str, str, int], Any]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,

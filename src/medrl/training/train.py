@@ -51,7 +51,7 @@ def train(
         settings: see ``Training``; or give its fields as keyword arguments.
         recipe: what the run folder keeps as its recipe; None keeps the settings.
         provenance: facts to keep beside it, e.g. the data's fingerprint.
-        root: folder that image paths in rollouts.jsonl are relative to (the store).
+        root: folder that image paths in rollouts.jsonl are relative to; None takes the store that the images lie in.
         resume: ``never`` refuses a folder that holds a run, ``auto`` continues one, ``must`` demands one.
         max_hours: stop in time for the run to be saved within so many hours from now.
         rollout: the server that writes the completions, if it is not this process.

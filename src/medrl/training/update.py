@@ -228,12 +228,13 @@ def _backward(
     with phase("policy"):
         scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
         terms = TERMS[type(objective)](policy, micro_batch, scored, objective, temperature, old)
-        if not math.isfinite(float(terms.loss.detach())):
-            error = NonFiniteError(_describe_loss(micro_batch, scored, float(terms.loss.detach())))
+        terms.loss.backward()
+        loss = float(terms.loss.detach())  # read here, where a GPU has all of the pass to do: reading waits for it
+        if not math.isfinite(loss):
+            error = NonFiniteError(_describe_loss(micro_batch, scored, loss))
             if late is None:
                 raise error
             late.append(error)
-        terms.loss.backward()
     return terms, scored
 
 

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
+from medrl.policy.products import linear, use_fast_products
 
 
 class Qwen2VL:
@@ -33,6 +34,7 @@ class Qwen2VL:
             block.attn.forward = MethodType(attend_to_patches, block.attn)
         patch_embed: Any = model.model.visual.patch_embed
         patch_embed.forward = MethodType(embed_patches, patch_embed)
+        use_fast_products(model)
         self.model: Any = model
         self.image_token_id = int(config.image_token_id)
         self.context_tokens = int(text_config.max_position_embeddings)
@@ -191,4 +193,4 @@ def embed_patches(patch_embed: Any, pixels: Tensor) -> Tensor:
     In bfloat16 some cuDNN versions take seconds for the convolution (pytorch issue 174051).
     """
     weight = patch_embed.proj.weight.flatten(1)
-    return F.linear(pixels.to(weight.dtype).view(-1, weight.shape[1]), weight)
+    return linear(pixels.to(weight.dtype).view(-1, weight.shape[1]), weight)
