@@ -97,16 +97,19 @@ def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     (log,) = (run.path / "trackers" / "wandb").rglob("*.wandb")
     from wandb.proto import wandb_internal_pb2
 
-    deadline = time.monotonic() + 60
-    while not records_of(log.read_bytes()) and time.monotonic() < deadline:
+    def steps() -> list[tuple[int, float, float]]:
+        found = []
+        for data in records_of(log.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                found.append((int(items["_step"]), float(items["reward"]), float(items["answer_letters/A"])))
+        return found
+
+    deadline = time.monotonic() + 120
+    while len(found := steps()) < len(ROWS) and time.monotonic() < deadline:
         time.sleep(0.1)  # W&B's own process writes, and ends after ours has said goodbye
-    found = []
-    for data in records_of(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            found.append((int(items["_step"]), float(items["reward"]), float(items["answer_letters/A"])))
     assert found == [(0, 0.5, 0.0), (1, 0.625, 1.0), (2, 0.75, 2.0)]
     assert b"anna" not in log.read_bytes()
     assert wandb.run is None
