@@ -81,6 +81,8 @@ def records_of(log: bytes) -> list[bytes]:
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
         length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        if at + 7 + length > len(log):
+            break  # being written
         piece += log[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
