@@ -82,6 +82,8 @@ def records_of(log: bytes) -> list[bytes]:
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
         length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        if at + 7 + length > len(log):
+            break  # being written
         piece += log[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
@@ -98,16 +100,19 @@ def test_wandb_keeps_what_was_measured_offline(run, monkeypatch):
     (log,) = (run.path / "trackers" / "wandb").rglob("*.wandb")
     from wandb.proto import wandb_internal_pb2
 
-    deadline = time.monotonic() + 60
-    while not records_of(log.read_bytes()) and time.monotonic() < deadline:
+    def steps() -> list[tuple[int, float, float]]:
+        found = []
+        for data in records_of(log.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                found.append((int(items["_step"]), float(items["reward"]), float(items["answer_letters/A"])))
+        return found
+
+    deadline = time.monotonic() + 120
+    while len(found := steps()) < len(ROWS) and time.monotonic() < deadline:
         time.sleep(0.1)  # W&B's own process writes, and ends after ours has said goodbye
-    found = []
-    for data in records_of(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            found.append((int(items["_step"]), float(items["reward"]), float(items["answer_letters/A"])))
     assert found == [(0, 0.5, 0.0), (1, 0.625, 1.0), (2, 0.75, 2.0)]
     assert b"anna" not in log.read_bytes()
     assert wandb.run is None
