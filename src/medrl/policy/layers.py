@@ -116,7 +116,8 @@ COMPILED = "_medrl_compiled_forward"
 
 
 def _compiled(layer: Any, *inputs: Any, **options: Any) -> Any:
-    if options.get("past_key_values") is not None:
+    # Newer versions of transformers say ``cache``.
+    if options.get("cache", options.get("past_key_values")) is not None:
         return type(layer).forward(layer, *inputs, **options)
     with compiling():
         return getattr(layer, COMPILED)[0](layer, *inputs, **options)

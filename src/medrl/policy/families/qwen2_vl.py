@@ -1,6 +1,7 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
 from dataclasses import dataclass
+from inspect import signature
 from types import MethodType
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel, apply_rotary_pos_emb_vision
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
 from medrl.policy.products import linear, use_fast_products
+
+CACHE = next(name for name in ("cache", "past_key_values") if name in signature(Qwen2VLTextModel.forward).parameters)
+"""What this version of transformers calls the argument."""
 
 
 class Qwen2VL:
@@ -111,8 +115,8 @@ class Qwen2VL:
             inputs_embeds=embedded,
             position_ids=positions,
             attention_mask={"full_attention": visibility},
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{CACHE: cache},
         )
         return output.last_hidden_state
 
