@@ -15,7 +15,7 @@ from medrl.rollout.endpoint import Endpoint
 from medrl.runs import append_records, read_records, read_summary
 
 SETTINGS = EvalSettings(mode="no_think", template="plain-no-think", max_new_tokens=8, batch_size=2)
-OWN = {"started", "seconds", "endpoint", "served_model"}
+OWN = {"started", "seconds", "decode_steps", "endpoint", "served_model"}
 """What the summaries of two evaluations of the same answers may differ in."""
 
 
