@@ -118,6 +118,8 @@ def test_compiled_layers_write_what_plain_ones_write(make_policy, compiled, monk
     policy = compiled()
     monkeypatch.setattr(scheduler, "_open", lambda *parts: Decoder(*parts, static=True))  # as a GPU captures them
     before = counters["stats"]["unique_graphs"]
+    generate(policy, PROMPTS, Sampling(max_new_tokens=1))
+    assert counters["stats"]["unique_graphs"] == before  # prompts are not
     found = generate(policy, PROMPTS, Sampling(max_new_tokens=6), group_size=2)
     assert tokens(found) == tokens(expected)
     assert counters["stats"]["unique_graphs"] > before  # decoding is compiled too

@@ -95,7 +95,7 @@ def complete(
             if at_once == 1:
                 raise PolicyError(
                     f"the memory is too small for {group_size} completions of example {prompts[next(iter(left))].id} "
-                    f"alone, of up to {sampling.max_new_tokens} tokens: lower policy.max_pixels, grpo.group_size or "
+                    f"alone (up to {sampling.max_new_tokens} new tokens): lower policy.max_pixels, grpo.group_size or "
                     "sampling.max_new_tokens"
                 ) from error
         # Outside of the handler, whose traceback holds the tensors of what failed.
