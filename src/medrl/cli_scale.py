@@ -33,7 +33,7 @@ def plan(
     steps: Annotated[int, typer.Option(min=2, help="Without --gpus: steps to run, the first to warm up.")] = 6,
     as_json: terminal.Json = False,
 ) -> None:
-    """Estimate the memory and time of a recipe before anything is booked.
+    """Estimate the memory and time of a recipe.
 
     With --gpus: memory by part, whether it fits and which setting would make it fit, tokens per second, hours. Nothing
     is loaded. Without: the recipe's first steps are run on this machine, and the whole run is predicted from them.

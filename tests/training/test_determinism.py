@@ -129,5 +129,5 @@ def test_completions_that_do_not_fit_alone_are_named_with_what_would_help(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(scheduler, "prefill", full)
-    with pytest.raises(PolicyError, match=r"too small for 2 completions of example example-\d alone, .*max_new_tokens"):
+    with pytest.raises(PolicyError, match=r"too small for 2 completions of example example-\d alone .*max_new_tokens"):
         train(Policy.load(start), examples, lively, OBJECTIVE, out=tmp_path / "run", settings=small, quiet=True)

@@ -20,7 +20,7 @@ import torch
 from medrl.grpo import GRPO
 from medrl.policy.lora import Lora
 from medrl.policy.policy import Policy
-from medrl.rollout import rows
+from medrl.rollout import decoder
 from medrl.runs import Run
 from medrl.sft import SFT
 from medrl.stopping import Stopped
@@ -115,7 +115,7 @@ def cut_at(point: str, trains: str, name: str, how: str, patch: pytest.MonkeyPat
     micro_batches = MICRO_BATCHES * ROUNDS[name]
     owner, function, nth = {
         # The second step after the save of step 2: there is something to do again.
-        "mid-rollout": (rows, "draw_tokens", 3 * TOKENS + 3),
+        "mid-rollout": (decoder, "draw_tokens", 3 * TOKENS + 3),
         "mid-accumulation": (update, "_backward", 3 * micro_batches + 2),
         "epoch edge": (update, "_backward", 3 * micro_batches + 1),
         "last step": (update, "_backward", 5 * micro_batches + 1),

@@ -8,7 +8,7 @@ import pytest
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import Policy
-from medrl.rollout import rows
+from medrl.rollout import decoder
 from medrl.runs import Run
 from medrl.sft import SFT
 from medrl.stopping import Deadline, Stopped
@@ -69,8 +69,8 @@ def whole(model_folder, examples, lively, settings, tmp_path_factory):
 @pytest.mark.parametrize(
     ("owner", "name", "nth", "kept"),
     [
-        (rows, "draw_tokens", 2, 0),  # while the first completions are written
-        (rows, "draw_tokens", 2 * TOKENS + 3, 2),
+        (decoder, "draw_tokens", 2, 0),  # while the first completions are written
+        (decoder, "draw_tokens", 2 * TOKENS + 3, 2),
         (update, "_backward", 3 * MICRO_BATCHES + 1, 3),  # between two micro-batches
         (AdamW, "step", 4, 4),  # while weights move: that step is finished
         (Run, "append_metrics", 2, 2),  # between the two logs
@@ -122,12 +122,12 @@ def test_a_stop_before_anything_new_was_done_saves_nothing_twice(
 ):
     options = {"out": tmp_path / "run", "settings": settings, "quiet": True}
     for resume in ("never", "must"):
-        stop_at(rows, "draw_tokens", 1)
+        stop_at(decoder, "draw_tokens", 1)
         with pytest.raises(Stopped):
             train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options, resume=resume)
         monkeypatch.undo()
     written = (tmp_path / "run" / "checkpoints" / "step-000000" / "MANIFEST.json").stat().st_mtime_ns
-    stop_at(rows, "draw_tokens", 1)
+    stop_at(decoder, "draw_tokens", 1)
     with pytest.raises(Stopped):
         train(Policy.load(model_folder), examples, lively, OBJECTIVE, **options, resume="must")
     assert (tmp_path / "run" / "checkpoints" / "step-000000" / "MANIFEST.json").stat().st_mtime_ns == written
@@ -190,7 +190,7 @@ def test_a_stop_while_pass_rates_are_estimated_keeps_those_there_are(
     curriculum = Curriculum(use="order", rollouts=2)
     options = {"settings": settings.model_copy(update={"curriculum": curriculum, "steps": 1}), "quiet": True}
     whole = train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "whole", **options)
-    stop_at(rows, "draw_tokens", 2 * TOKENS + 1)  # in the third batch of two
+    stop_at(decoder, "draw_tokens", 2 * TOKENS + 1)  # in the third batch of two
     with pytest.raises(Stopped):
         train(Policy.load(model_folder), examples, lively, OBJECTIVE, out=tmp_path / "run", **options)
     monkeypatch.undo()
