@@ -7,6 +7,7 @@ the same advantages and weights, learns from its share of the groups, and adds u
 the loss do not depend on how many there are. Rank 0 writes. On one process all of this is nothing.
 """
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # policies in pieces refer to their groups in circles, which would outlive the interpreter
         dist.destroy_process_group()
 
 
