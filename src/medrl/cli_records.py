@@ -137,6 +137,7 @@ def compare(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders and evaluation folders.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Title of the page; default: the names of the runs.")] = None,
 ) -> None:
     """Write a report on runs as one HTML file.
 
@@ -145,7 +146,8 @@ def report(
     \b
     Example:
       medrl report runs/ct --out runs/ct/report.html
+      medrl report runs/ct runs/ct-sft --title "CT: GRPO and SFT"
     """
     from medrl.report.page import write_report
 
-    typer.echo(write_report(folders, out))
+    typer.echo(write_report(folders, out, title=title))

@@ -110,6 +110,14 @@ def test_the_page_needs_nothing_from_outside(page):
     assert not re.search(r"url\(|@import", (Path(report.__file__).parent / "templates" / "style.css").read_text())
 
 
+def test_a_title_of_ones_own_takes_the_place_of_the_runs_names_and_is_escaped(finished_run, tmp_path):
+    source = write_report([finished_run], tmp_path / "a.html", title=f"CT {HOSTILE}").read_text(encoding="utf-8")
+    page = Page(source)
+    assert_is_inert(page)
+    assert page.text.count("CT <script>alert(1)</script>") == 2  # of the window and of the page
+    assert "<h1>CT &lt;script&gt;" in source
+
+
 def test_the_same_folders_give_the_same_page(finished_run, tmp_path):
     first, second = (write_report([finished_run], tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert first == second

@@ -79,6 +79,7 @@ def run_demo(
     page = write_report(
         [out / "eval" / "base", out / "eval" / "sft", out / "eval" / "grpo", out / "sft", out / "grpo"],
         out / "report.html",
+        title="The demo: reinforcement against supervised training",
     )
     summary = summarize(before, sft, grpo)
     parts = [grpo_run.provenance, sft_run.provenance, before.summary, sft.summary, grpo.summary]

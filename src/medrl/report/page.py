@@ -59,8 +59,10 @@ class RunPart:
         return yaml.safe_dump(self.run.recipe, sort_keys=False, allow_unicode=True)
 
 
-def write_report(dirs: Sequence[Path], out: Path) -> Path:
+def write_report(dirs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
     """Write the report over run folders and evaluation folders; a run brings its evaluations along.
+
+    ``title`` None: the names of the runs.
 
     Raises RunError when a folder is neither, or when there is nothing to report.
     """
@@ -75,7 +77,7 @@ def write_report(dirs: Sequence[Path], out: Path) -> Path:
         .get_template("report.html.jinja")
         .render(
             **filter_script(),
-            title=_title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
+            title=title or _title([part.name for part in runs] or [evaluation.name for evaluation in evaluations]),
             runs=runs,
             asked=lead.asked([(part.name, part.run, len(part.metrics)) for part in runs], groups),
             answers=[lead.answer(group) for group in groups],
