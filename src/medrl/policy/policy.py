@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -111,6 +111,8 @@ class Policy:
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self.compiled = False
         """Whether the layers are compiled."""
+        self.decode_kernels: Literal["auto"] | bool = "auto"
+        """Whether to decode with fused kernels; the rollout engine chooses, and says what it chose."""
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()
@@ -455,6 +457,7 @@ def load_policy(settings: PolicySettings) -> Policy:
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
     policy.compile_layers(settings.compile_layers)
+    policy.decode_kernels = settings.decode_kernels
     return policy
 
 

@@ -11,6 +11,7 @@ import torch
 
 from medrl.policy.policy import Policy
 from medrl.rollout.decoder import Decoder
+from medrl.rollout.fused import FusedDecoder, choose_kernels
 from medrl.rollout.rows import Prompts, Rows
 from medrl.rollout.sampling import Sampling
 
@@ -20,9 +21,10 @@ BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 class CapturedDecoder:
     """A decoder whose steps are replayed."""
 
-    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows) -> None:
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, fused: bool) -> None:
         self.rows = rows.clone()
-        self.decoder = Decoder(policy, sampling, self.rows, static=True)
+        plain = Decoder(policy, sampling, self.rows, static=True)
+        self.decoder = FusedDecoder(policy, sampling, self.rows) if fused else plain
         self.graph: Any = None
 
     def load(self, rows: Rows) -> None:
@@ -52,14 +54,15 @@ class CapturedDecoder:
 class Graphs:
     """The captured decoders of a policy, for one shape of batch at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self._fused = policy, choose_kernels(policy)
         self._shape: tuple[Any, ...] = ()
         self._prompts: Prompts | None = None
         self._decoders: dict[int, CapturedDecoder] = {}
 
-    def open(self, policy: Policy, sampling: Sampling, rows: Rows) -> CapturedDecoder:
+    def open(self, sampling: Sampling, rows: Rows) -> CapturedDecoder:
         """A decoder for these rows, on buffers that were captured before where there are such."""
-        shape = (rows.prompts.keys.shape, rows.table.shape, rows.limit, sampling, policy.stop_token_ids)
+        shape = (rows.prompts.keys.shape, rows.table.shape, rows.limit, sampling, self._policy.stop_token_ids)
         if shape != self._shape:
             self._decoders.clear()
             self._shape, self._prompts = shape, _clone(rows.prompts)
@@ -71,7 +74,7 @@ class Graphs:
         rows = replace(rows, prompts=self._prompts)
         size = len(rows.t)
         if size not in self._decoders:
-            self._decoders[size] = CapturedDecoder(policy, sampling, rows)
+            self._decoders[size] = CapturedDecoder(self._policy, sampling, rows, fused=self._fused)
         decoder = self._decoders[size]
         decoder.load(rows)
         return decoder

@@ -15,21 +15,23 @@ from medrl.rollout.rows import Rows
 from medrl.rollout.sampling import Sampling, draw_tokens
 
 
-class Decoder:
-    """Draws one more token for every row."""
+class RowAttention:
+    """Attention of every row's last token, as medrl's visibility: its prompt and its own tokens.
 
-    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, static: bool = False) -> None:
+    No cache of transformers', whose layers are compiled without one.
+    """
+
+    def __init__(self, rows: Rows, *, static: bool = False) -> None:
         """``static``: no shape and no number of Python's depends on the tokens, so that a step can be captured."""
-        self.policy, self.sampling, self.rows, self.static = policy, sampling, rows, static
-        device = policy.device
-        self.stops = torch.tensor(policy.stop_token_ids, device=device)
+        self.rows, self.static = rows, static
+        device = rows.t.device
         self.slots = torch.arange(rows.limit, device=device)
         of_heads = rows.keys.shape[1:3]  # R, kv_heads
         self.starts = rows.limit * torch.arange(of_heads.numel(), device=device).view(of_heads)
-        self.layer = 0
 
-    def step(self) -> None:
-        rows, family = self.rows, self.policy.family
+    def begin(self) -> "RowAttention":
+        """Before the first layer of a step."""
+        rows = self.rows
         slot = rows.t - 1  # of the token drawn last, whose keys are still to be written
         self.layer, self.length = 0, rows.limit
         self.at = (self.starts + slot[:, None]).flatten()
@@ -38,21 +40,8 @@ class Decoder:
             # Only what the longest row has written; nothing is masked where all have written as much.
             shortest, self.length = (int(end) for end in rows.t.aminmax())
             self.unwritten = None if shortest == self.length else self.unwritten[..., : self.length]
-        positions = (rows.first + slot).expand(3, -1)[..., None]
-        hidden = family.hidden(family.embed(rows.tokens[:, None]), positions, self)  # (R, 1, H)
-        self.draw(head_logits(hidden[:, -1], family.head))
+        return self
 
-    def draw(self, logits: Tensor) -> None:
-        """Draw the next token of every row from its (R, V) logits and write it down; a row that ended keeps its end."""
-        rows, t = self.rows, self.rows.t[:, None]
-        tokens, logprobs = draw_tokens(logits, rows.uniform.gather(1, t).squeeze(1), self.sampling)
-        rows.written.scatter_(1, t, tokens[:, None])
-        rows.logprobs.scatter_(1, t, logprobs[:, None].to(rows.logprobs.dtype))
-        rows.tokens.copy_(tokens)
-        rows.t.add_(~rows.ended)
-        rows.ended.logical_or_((tokens[:, None] == self.stops).any(1) | (rows.t == rows.limit))
-
-    # medrl's visibility; no cache of transformers', whose layers are compiled without one
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """(R, heads, 1, D) against the prompt and the row's own tokens, to which (R, kv_heads, 1, D) are added."""
         prompts, table = self.rows.prompts, self.rows.table
@@ -81,6 +70,35 @@ class Decoder:
         n_groups, size = self.rows.table.shape
         grouped = x.view(n_groups, kv_heads, size, shared, -1).transpose(1, 2).flatten(0, 1)
         return grouped[self.rows.place]
+
+
+class Decoder:
+    """Draws one more token for every row."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, static: bool = False) -> None:
+        """``static``: a step can be captured."""
+        self.policy, self.sampling, self.rows = policy, sampling, rows
+        self.stops = torch.tensor(policy.stop_token_ids, device=policy.device)
+        self.attention = RowAttention(rows, static=static)
+
+    def step(self) -> None:
+        self.draw(head_logits(self.hidden(), self.policy.family.head))
+
+    def hidden(self) -> Tensor:
+        """(R, H) last hidden state of every row's last token, through the model's own layers."""
+        rows, family = self.rows, self.policy.family
+        positions = (rows.first + rows.t - 1).expand(3, -1)[..., None]
+        return family.hidden(family.embed(rows.tokens[:, None]), positions, self.attention.begin())[:, -1]
+
+    def draw(self, logits: Tensor) -> None:
+        """Draw the next token of every row from its (R, V) logits and write it down; a row that ended keeps its end."""
+        rows, t = self.rows, self.rows.t[:, None]
+        tokens, logprobs = draw_tokens(logits, rows.uniform.gather(1, t).squeeze(1), self.sampling)
+        rows.written.scatter_(1, t, tokens[:, None])
+        rows.logprobs.scatter_(1, t, logprobs[:, None].to(rows.logprobs.dtype))
+        rows.tokens.copy_(tokens)
+        rows.t.add_(~rows.ended)
+        rows.ended.logical_or_((tokens[:, None] == self.stops).any(1) | (rows.t == rows.limit))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

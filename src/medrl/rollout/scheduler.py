@@ -228,5 +228,5 @@ def _open(policy: Policy, sampling: Sampling, rows: Rows) -> Decoder | CapturedD
     if not _static(policy.device):
         return Decoder(policy, sampling, rows)
     if not isinstance(policy.decode_graphs, Graphs):
-        policy.decode_graphs = Graphs()
-    return policy.decode_graphs.open(policy, sampling, rows)
+        policy.decode_graphs = Graphs(policy)
+    return policy.decode_graphs.open(sampling, rows)

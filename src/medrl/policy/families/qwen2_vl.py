@@ -85,6 +85,32 @@ class Qwen2VL:
         return list(self.model.model.language_model.layers)
 
     @property
+    def final_norm(self) -> nn.Module:
+        return self.model.model.language_model.norm
+
+    @property
+    def query_heads(self) -> int:
+        return int(self.model.config.text_config.num_attention_heads)
+
+    @property
+    def not_fusable(self) -> str | None:
+        """What keeps a decode step from being computed as an ordinary Qwen2 layer is; None for ordinary ones."""
+        config = self.model.config.text_config
+        if config.hidden_act != "silu":
+            return f"the kernels know the activation silu, not {config.hidden_act}"
+        kind = self.model.model.language_model.rotary_emb.rope_type
+        if kind in ("dynamic", "longrope"):
+            return f"the kernels do not know rotary positions of type {kind}"
+        return None
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) positions, the same on all three axes -> cosine and sine (R, D / 2)."""
+        rotary = self.model.model.language_model.rotary_emb
+        angles = positions[:, None].float() * rotary.inv_freq.float()
+        cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+        return cos.to(self.head.dtype), sin.to(self.head.dtype)
+
+    @property
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.model.model.visual.blocks)
 
