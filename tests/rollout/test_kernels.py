@@ -18,7 +18,7 @@ from medrl.policy.policy import Policy
 from medrl.rollout import fused, scheduler
 from medrl.rollout.decoder import RowAttention
 from medrl.rollout.engine import generate
-from medrl.rollout.fused import FusedDecoder, Together, choose_kernels
+from medrl.rollout.fused import FusedDecoder, Together, decodes_fused
 from medrl.rollout.rows import Part, Prompts, Shape, begin, regroup
 from medrl.rollout.sampling import Sampling
 
@@ -211,15 +211,14 @@ def test_modules_with_adapters_are_called_one_by_one(make_policy):
     assert torch.equal(together(x)[1], attention.k_proj(x))
 
 
-def test_on_a_cpu_auto_keeps_the_layers_and_insisting_says_why(policy, caplog):
-    if DEVICE == "cpu":
-        assert not choose_kernels(policy)
-        assert "not for a cpu" in caplog.text
-        policy.decode_kernels = True
-        with pytest.raises(PolicyError, match=r"not for a cpu.*decode_kernels=false"):
-            choose_kernels(policy)
-    policy.decode_kernels = False
-    assert not choose_kernels(policy)
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")
+def test_on_a_cpu_auto_keeps_the_layers_and_insisting_says_why(make_policy):
+    policy = make_policy()
+    assert not decodes_fused(policy)
+    policy = make_policy()
+    policy.decode_kernels = True
+    with pytest.raises(PolicyError, match=r"not for a cpu.*decode_kernels=false"):
+        decodes_fused(policy)
 
 
 @pytest.mark.parametrize("element", ["bf16", "fp32"])

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +46,7 @@ class StepBench:
     tokens_per_micro_batch: int | None = None
     checkpoint_activations: bool = False
     compile_layers: Compilation = "auto"
+    decode_kernels: Literal["auto"] | bool = "auto"
 
 
 def bench_step(settings: StepBench) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBenc
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
     policy.compile_layers(settings.compile_layers)
+    policy.decode_kernels = settings.decode_kernels
     if settings.kl_coef > 0:
         policy.freeze_reference()
     take_step = make_step(policy, settings)
@@ -157,6 +159,7 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "device": device_name(dtype),
         "attention": policy.attention,
         "compiled": policy.compiled,
+        "decode_kernels": bool(policy.decodes_fused),
         "copy_gb_per_s": rates.bytes_per_s / 1e9,
         "matrix_tflops": rates.flops_per_s / 1e12,
         "model": settings.model,

@@ -112,7 +112,9 @@ class Policy:
         self.compiled = False
         """Whether the layers are compiled."""
         self.decode_kernels: Literal["auto"] | bool = "auto"
-        """Whether to decode with fused kernels; the rollout engine chooses, and says what it chose."""
+        """Whether to write completions with fused kernels, as asked."""
+        self.decodes_fused: bool | None = None
+        """Whether it does; None: the rollout engine has not chosen yet."""
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()

@@ -11,7 +11,7 @@ import torch
 
 from medrl.policy.policy import Policy
 from medrl.rollout.decoder import Decoder
-from medrl.rollout.fused import FusedDecoder, choose_kernels
+from medrl.rollout.fused import FusedDecoder, decodes_fused
 from medrl.rollout.rows import Prompts, Rows
 from medrl.rollout.sampling import Sampling
 
@@ -55,7 +55,7 @@ class Graphs:
     """The captured decoders of a policy, for one shape of batch at a time."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self._fused = policy, choose_kernels(policy)
+        self._policy, self._fused = policy, decodes_fused(policy)
         self._shape: tuple[Any, ...] = ()
         self._prompts: Prompts | None = None
         self._decoders: dict[int, CapturedDecoder] = {}

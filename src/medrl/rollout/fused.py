@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._triton import has_triton
 
 from medrl.errors import PolicyError
@@ -107,13 +106,19 @@ def _put_together(parameters: Sequence[nn.Parameter]) -> Tensor:
     return together
 
 
-def choose_kernels(policy: Policy) -> bool:
+def decodes_fused(policy: Policy) -> bool:
     """Whether this policy decodes with the fused kernels, as ``policy.decode_kernels`` wants: ``auto`` where they work.
 
-    Raises ``PolicyError`` where they are asked for and cannot be had.
+    Chosen and logged when asked first. Raises ``PolicyError`` where they are asked for and cannot be had.
     """
+    if policy.decodes_fused is None:
+        policy.decodes_fused = _choose(policy)
+    return policy.decodes_fused
+
+
+def _choose(policy: Policy) -> bool:
     wanted = policy.decode_kernels
-    if wanted is False:
+    if wanted is False or (wanted == "auto" and policy.device.type != "cuda"):  # a choice among one is no news
         return False
     problem = obstacle(policy)
     chosen = "chosen by auto" if wanted == "auto" else "as asked"
@@ -138,8 +143,6 @@ def obstacle(policy: Policy) -> str | None:
         return f"there are no kernels for {str(dtype).removeprefix('torch.')}"
     if width < 16 or width & (width - 1):
         return f"the kernels need heads whose width is a power of two and at least 16, not {width}"
-    if any(isinstance(parameter, DTensor) for parameter in policy.model.parameters()):
-        return "the weights lie in pieces on several GPUs (scale.strategy: fsdp), and only layers put them together"
     strange = policy.family.not_fusable
     if strange is not None:
         return strange
