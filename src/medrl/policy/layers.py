@@ -26,8 +26,8 @@ Compilation = Literal["auto"] | bool
 def checkpoint_activations(layers: Sequence[nn.Module]) -> None:
     """Keep only each layer's input for the backward pass, and run the layer again there.
 
-    Only while gradients are on: rollouts, which write a cache, run each layer once. (transformers' own switch would
-    need the model in training mode, and takes the cache away.)
+    Only while gradients are on: rollouts run each layer once. (transformers' own switch needs the model in training
+    mode.)
     """
     for layer in layers:
         layer.forward = MethodType(_recomputed, layer)
@@ -103,7 +103,7 @@ def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> No
     """Fuse what surrounds the matrix products of each layer, for any number of tokens.
 
     One compilation serves all layers: they run the same code on other weights. Attention is cut out (``BY_ITSELF``):
-    it has kernels of its own. Prefill passes, which write a cache, are not compiled.
+    it has kernels of its own.
     """
     compiled: Any = torch.compile(type(layers[0]).forward, dynamic=True, backend=backend)
     for layer in layers:
@@ -116,6 +116,7 @@ COMPILED = "_medrl_compiled_forward"
 
 
 def _compiled(layer: Any, *inputs: Any, **options: Any) -> Any:
+    # transformers' own generate hands in a cache, which the compiler would look into at every token.
     if any(options.get(name) is not None for name in ("cache", "past_key_values")):  # the name changed in transformers
         return type(layer).forward(layer, *inputs, **options)
     with compiling():

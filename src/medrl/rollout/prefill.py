@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medrl.policy.attention import Visibility
 from medrl.policy.layout import pack
 from medrl.policy.logprobs import head_logits
 from medrl.policy.packed_attention import BACK_ENDS
@@ -19,10 +20,9 @@ def prefill(policy: Policy, encoded: Sequence[EncodedPrompt]) -> tuple[Tensor, P
     """Run every prompt once, all in one stream: (N, V) logits after each, and its keys and values."""
     # A completion of one token adds nothing to the stream, and its predictor is the prompt's last token.
     layout = pack([prompt.positions for prompt in encoded], [[1]] * len(encoded)).to(policy.device)
-    recorder = Recorder()
     embedded = policy.embed_prompts(encoded)  # (sum of P, H)
-    visibility = BACK_ENDS[policy.attention](layout)
-    hidden = policy.family.hidden(embedded[None], layout.positions[:, None], visibility, recorder)[0]
+    recorded = Recording(BACK_ENDS[policy.attention](layout))
+    hidden = policy.family.hidden(embedded[None], layout.positions[:, None], recorded)[0]
     logits = head_logits(hidden[layout.predictor], policy.family.head)
     lengths = torch.tensor(layout.prompt_lengths, device=policy.device)[:, None]
     block = PROMPT_BLOCK.get(policy.device.type, 1)
@@ -32,23 +32,20 @@ def prefill(policy: Policy, encoded: Sequence[EncodedPrompt]) -> tuple[Tensor, P
     index = (starts + inside).where(there, starts)
     keys, values = (
         torch.stack([layer[:, index].transpose(0, 1) for layer in layers])
-        for layers in (recorder.keys, recorder.values)
+        for layers in (recorded.keys, recorded.values)
     )
     return logits, Prompts(keys=keys, values=values, padding=~there[:, None, None])
 
 
-class Recorder:
-    """What a prefill leaves behind, as transformers' cache protocol hands it in: every layer's keys and values."""
+class Recording:
+    """A visibility that remembers the keys and values it is asked with, layer by layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, visibility: Visibility) -> None:
+        self.visibility = visibility
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        assert layer_idx == len(self.keys)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.keys.append(key[0])
         self.values.append(value[0])
-        return key, value
-
-    def get_seq_length(self, *_: object) -> int:
-        return 0
+        return self.visibility.attend(query, key, value, scale)

@@ -1,6 +1,5 @@
 """Qwen2-VL: a vision transformer whose merged patches replace ``<|image_pad|>`` tokens; three-axis rotary positions."""
 
-import inspect
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel, apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
@@ -130,22 +129,15 @@ class Qwen2VL:
         places = (token_ids == self.image_token_id)[:, None]
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
-    def hidden(
-        self, embedded: Tensor, positions: Tensor, visibility: Visibility, cache: object | None = None
-    ) -> Tensor:
+    def hidden(self, embedded: Tensor, positions: Tensor, visibility: Visibility) -> Tensor:
         """(B, T, H) inputs, (3, B, T) positions -> (B, T, H) last hidden states."""
         output = self.model.model.language_model(
             inputs_embeds=embedded,
             position_ids=positions,
             attention_mask={"full_attention": visibility},
-            use_cache=cache is not None,
-            **{CACHE: cache},
+            use_cache=False,
         )
         return output.last_hidden_state
-
-
-CACHE = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
-"""What this transformers calls the keys and values that were kept; the older name goes away with 5.40."""
 
 
 @dataclass(slots=True)
