@@ -118,6 +118,9 @@ def bench_eval(
     completion_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds, after the warm-up.")] = 3,
     baseline: Annotated[bool, typer.Option(help="Also time transformers' generate in batches of 64.")] = True,
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Compile the layers; auto: on a GPU.")
+    ] = "auto",
     as_json: terminal.Json = False,
 ) -> None:
     """Time greedy evaluation.
@@ -140,6 +143,7 @@ def bench_eval(
             completion_tokens=completion_tokens,
             repeats=repeats,
             baseline=baseline,
+            compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
         )
     )
     if as_json:

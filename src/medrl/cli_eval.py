@@ -70,6 +70,10 @@ def evaluate(
     ] = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Smallest image area; default: the run's.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image area; default: the run's.")] = None,
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(help="Compile the layers; auto: on a GPU, for 10,000 questions or more."),
+    ] = "auto",
     as_json: terminal.Json = False,
 ) -> None:
     """Ask a model every question of a store.
@@ -109,6 +113,7 @@ def evaluate(
         dtype=dtype,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
         train=train,
         limit=limit,
         endpoint=server,

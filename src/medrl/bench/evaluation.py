@@ -14,6 +14,7 @@ from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.bench.step import device_name
 from medrl.evaluation.answer import complete_reading_ahead
+from medrl.policy.layers import Compilation
 from medrl.provenance import describe_machine
 from medrl.rollout.sampling import Sampling
 from medrl.rollout.scheduler import Tally
@@ -34,6 +35,7 @@ class EvalBench:
     completion_tokens: int = 96
     repeats: int = 3
     baseline: bool = True
+    compile_layers: Compilation = "auto"
 
 
 def bench_eval(settings: EvalBench) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     policy = build_policy(find_size(settings.model), settings.image_px, device, dtype)
+    policy.compile_layers(settings.compile_layers, to_train=False)
     sampling = Sampling(temperature=0, max_new_tokens=settings.completion_tokens)
     with tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder:
         text = question(policy.processor, settings.prompt_tokens)
@@ -76,6 +79,8 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             "prompt_tokens": settings.prompt_tokens,
             "completion_tokens": settings.completion_tokens,
             "decode_steps": tally.decode_steps,
+            "compiled": policy.compiled,
+            "decode_kernels": bool(policy.decodes_fused),
             "baseline": None,
             "speedup": None,
             **describe_machine(),

@@ -5,6 +5,7 @@ A model is a model folder, a hub id, a run folder (its newest checkpoint that ve
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from medrl.data.prompts import TEMPLATES
 from medrl.errors import DataError, RunError, SettingsError
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
 from medrl.evaluation.shards import Shard
+from medrl.policy.layers import Compilation
 from medrl.policy.loading import Dtype, PolicySettings
 from medrl.policy.policy import Policy
 from medrl.rollout.endpoint import Endpoint
@@ -87,6 +89,10 @@ def _present(train: Path) -> Path | None:
     return None
 
 
+COMPILED_FROM = 10_000
+"""Questions from which a minute of compiling the layers should pay on a GPU, at a few milliseconds a question."""
+
+
 class Wishes(TypedDict, total=False):
     """Settings from the command line; those left out come from the model's run, else from ``EvalSettings``."""
 
@@ -100,6 +106,7 @@ class Wishes(TypedDict, total=False):
     top_k: int
     seed: int
     dtype: Dtype | None
+    compile_layers: Compilation
     min_pixels: int | None
     max_pixels: int | None
     train: Path | None
@@ -124,7 +131,7 @@ def evaluate_templates(
     model: str, test: Path, outs: Mapping[str | None, Path], *, quiet: bool = False, **wishes: Unpack[Wishes]
 ) -> dict[str | None, Evaluation]:
     """Evaluate ``model`` in several wordings, loading it once: one evaluation per template, each in its own folder."""
-    store.read_info(test)
+    questions = min(store.read_info(test).rows, wishes.get("limit") or sys.maxsize) * len(outs)
     train, endpoint = wishes.get("train"), wishes.get("endpoint")
     if train is not None:
         store.read_info(train)
@@ -134,7 +141,7 @@ def evaluate_templates(
         if out.exists() and not out.is_dir():
             raise DataError(f"{out} is a file; an evaluation needs a folder: choose another --out")
         _refuse_other_model(out, subject.name)
-    policy = _load(subject, wishes) if endpoint is None else _checked(endpoint, wishes)
+    policy = _load(subject, wishes, questions) if endpoint is None else _checked(endpoint, wishes)
     return {
         template: evaluate_store(
             policy,
@@ -167,15 +174,18 @@ def _settings(subject: Subject, template: str | None, wishes: Wishes) -> EvalSet
     )
 
 
-def _load(subject: Subject, wishes: Wishes) -> Policy:
+def _load(subject: Subject, wishes: Wishes, questions: int) -> Policy:
     loaded = subject.policy
-    return Policy.load(
+    policy = Policy.load(
         subject.source,
         dtype=wishes.get("dtype") or (loaded.dtype if loaded else _usual_dtype()),
         device=_own_device(),
         min_pixels=wishes.get("min_pixels") or (loaded.min_pixels if loaded else None),
         max_pixels=wishes.get("max_pixels") or (loaded.max_pixels if loaded else None),
     )
+    wanted = wishes.get("compile_layers", "auto")
+    policy.compile_layers(False if wanted == "auto" and questions < COMPILED_FROM else wanted, to_train=False)
+    return policy
 
 
 def _checked(endpoint: Endpoint, wishes: Wishes) -> Endpoint:

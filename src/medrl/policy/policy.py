@@ -257,11 +257,14 @@ class Policy:
         """Keep only the inputs of layers for the backward pass: less memory, about a third more time."""
         checkpoint_activations([*self.family.layers, *self.family.vision_blocks])
 
-    def compile_layers(self, wanted: Compilation = True, backend: str = "inductor") -> None:
+    def compile_layers(self, wanted: Compilation = True, backend: str = "inductor", *, to_train: bool = True) -> None:
         """Compile the layers, for the training pass and for decoding, where ``choose_compilation`` says so.
 
         That takes about a minute, here, so that what cannot be compiled shows before a step is taken. Raises
         ``PolicyError`` with the compiler's reason.
+
+        Args:
+            to_train: compile the backward pass too.
         """
         if not choose_compilation(wanted, self.device):
             return
@@ -269,11 +272,11 @@ class Policy:
             compile_layers(layers, backend)
         self.compiled = True
         with compiling(), naming_cuts():
-            self._compile_now()
+            self._compile_now(to_train)
 
-    def _compile_now(self) -> None:
+    def _compile_now(self, to_train: bool) -> None:
         """Take an image and two completions there and back; nothing is kept of it."""
-        first = next(iter(p for p in self.model.parameters() if p.requires_grad), None)
+        first = next(iter(p for p in self.model.parameters() if p.requires_grad and to_train), None)
         encoded = [self.encode_turn("first", "", [new_image("RGB", (56, 56))])]
         with torch.set_grad_enabled(first is not None):
             scored = self.logprobs(encoded, [[[0, 0, 0], [0, 0]]])
