@@ -7,6 +7,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from medrl.errors import CheckpointError, NonFiniteError, SettingsError
+from medrl.training import optim
 from medrl.training.optim import AdamW, Optim, learning_rate
 
 PLAIN = Optim(lr=0.01, weight_decay=0.1, max_grad_norm=1.0)
@@ -143,6 +144,40 @@ def test_micro_batches_of_bfloat16_gradients_are_summed_in_float32():
         weight.grad = torch.full_like(weight, gradient)
         optimizer.accumulate()
     assert optimizer.step(0.1) == 258.0
+
+
+@pytest.mark.parametrize("numbers", [1, 20, 40, 2**28])
+def test_gradients_are_widened_in_parts_and_the_parts_change_nothing(monkeypatch, numbers):
+    """A step that is not cut into micro-batches keeps no float32 sums of all gradients."""
+    expected = small_model(torch.bfloat16)
+    whole = AdamW(expected.named_parameters(), Optim(max_grad_norm=0.1))
+    monkeypatch.setattr(optim, "WIDENED", numbers)
+    model = small_model(torch.bfloat16)
+    optimizer = AdamW(model.named_parameters(), Optim(max_grad_norm=0.1))
+    widest = []
+    inner = torch.optim.AdamW.step
+
+    def step(adamw, *given):
+        widened = [weight.master for weight in optimizer.weights if weight.master.grad is not None]
+        if widened:
+            widest.append(sum(master.numel() for master in widened) if len(widened) > 1 else 0)
+        return inner(adamw, *given)
+
+    for number in range(3):
+        set_gradients(expected, number)
+        whole.accumulate()  # all in float32, as after a cut
+        before = whole.step(0.1)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        set_gradients(model, number)
+        assert optimizer.step(0.1) == before > 0.1
+        monkeypatch.setattr(torch.optim.AdamW, "step", inner)
+    assert_same_bits(weights_of(model), weights_of(expected))
+    assert_same_bits(optimizer.state_dict()[0], whole.state_dict()[0])
+    assert optimizer.state_dict()[1] == whole.state_dict()[1]
+    assert max(widest) <= numbers
+    again = AdamW(small_model(torch.bfloat16).named_parameters(), PLAIN)
+    again.load_state_dict(*whole.state_dict())
+    assert_same_bits(again.state_dict()[0], whole.state_dict()[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

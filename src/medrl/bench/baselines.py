@@ -70,8 +70,8 @@ def _take_naive_step(policy: Endless, examples: Sequence[Example], optimizer: Ad
                 objective,
                 ref_logprobs=reference,
             )
-            terms.loss.backward()
             optimizer.accumulate()
+            terms.loss.backward()
     optimizer.step(1e-6)
 
 

@@ -1,7 +1,7 @@
 """AdamW with float32 master weights, gradient clipping and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,10 +11,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medrl.errors import CheckpointError, NonFiniteError
 from medrl.settings import Settings
-from medrl.training.distributed import gathered, sum_gradients
+from medrl.training.distributed import gathered, sum_gradients, world_size
 
 HALF = (torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+WIDENED = 2**28
+"""Half-precision gradients that are widened at a time while they are stepped: a gigabyte, or one parameter's."""
 
 
 class Optim(Settings):
@@ -70,6 +72,11 @@ class Weight(NamedTuple):
     def copied(self) -> bool:
         return self.master is not self.parameter
 
+    @property
+    def gradient(self) -> Tensor | None:
+        """The float32 sum where there is one, else the parameter's own."""
+        return self.parameter.grad if self.master.grad is None else self.master.grad
+
 
 class AdamW:
     """``torch.optim.AdamW`` over float32 masters of half-precision parameters.
@@ -86,23 +93,13 @@ class AdamW:
         matrices = [weight for weight in weights if weight.parameter.ndim >= 2]
         others = [weight for weight in weights if weight.parameter.ndim < 2]
         self.weights = matrices + others
-        on_gpu = bool(weights) and all(weight.master.is_cuda for weight in weights)
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": [weight.master for weight in matrices], "weight_decay": settings.weight_decay},
-                {"params": [weight.master for weight in others], "weight_decay": 0.0},
-            ],
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=True if on_gpu else None,  # one kernel, and no temporaries of the size of the model
-        )
+        self._parts = [_Part.of(part, settings) for part in _divide(self.weights)]
 
     def accumulate(self) -> None:
         """Add half-precision gradients to their float32 sums and clear them.
 
-        Call it after each ``backward`` of a step that is cut into micro-batches: sums kept in bfloat16 would depend on
-        the cut. ``step`` calls it for the last one.
+        Call it before each further ``backward`` of a step that is cut into micro-batches: sums kept in bfloat16 would
+        depend on the cut. ``step`` does it for the last one; without a cut there are no sums, and no memory for them.
         """
         for weight in self.weights:
             if weight.copied and weight.parameter.grad is not None:
@@ -112,8 +109,9 @@ class AdamW:
 
     def sum_over_ranks(self) -> None:
         """Give every process that trains along the gradient of all; nothing where there is one."""
-        self.accumulate()
-        sum_gradients(weight.master for weight in self.weights)
+        if world_size() > 1:
+            self.accumulate()
+            sum_gradients(weight.master for weight in self.weights)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -122,21 +120,24 @@ class AdamW:
         A parameter without a gradient is left alone, by the decay too. Raises ``NonFiniteError`` naming the parameter
         before any weight or moment changes; the gradients stay, ``zero_grad`` drops them.
         """
-        self.accumulate()
-        masters = [weight.master for weight in self.weights]
-        norm = gathered(get_total_norm([master.grad for master in masters if master.grad is not None]))
+        if any(weight.copied and weight.master.grad is not None for weight in self.weights):
+            self.accumulate()
+        norm = self._norm()
         grad_norm = float(norm)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(self._describe_non_finite())
-        clip_grads_with_norm_(masters, self.settings.max_grad_norm, norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
-        for weight in self.weights:
-            if weight.copied:
-                weight.parameter.copy_(weight.master)
-        self.zero_grad()
+        for part in self._parts:
+            part.step(lr, norm, self.settings.max_grad_norm)
         return grad_norm
+
+    def _norm(self) -> Tensor:
+        """Of all gradients together."""
+        gradients = [gradient for weight in self.weights if (gradient := weight.gradient) is not None]
+        if not any(gradient.dtype in HALF for gradient in gradients):
+            return gathered(get_total_norm(gradients))
+        # One at a time, so that only one is there in float32.
+        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     def zero_grad(self) -> None:
         """Drop all gradients, summed or not."""
@@ -146,7 +147,7 @@ class AdamW:
 
     def bytes_to_come(self) -> int:
         """Memory that gradients and moments will take and do not take yet."""
-        missing = [weight.master for weight in self.weights if not self._adamw.state.get(weight.master)]
+        missing = [weight.master for part, weight in self._each() if not part.state(weight)]
         gradients = sum(weight.master.nbytes + weight.parameter.nbytes * weight.copied for weight in self.weights)
         return gradients + len(MOMENTS) * sum(master.nbytes for master in missing)
 
@@ -162,10 +163,10 @@ class AdamW:
         """
         tensors: dict[str, Tensor] = {}
         steps: dict[str, int] = {}
-        for weight in self.weights:
+        for part, weight in self._each():
             if weight.copied:
                 tensors[f"{weight.name}.master"] = weight.master
-            state = self._adamw.state.get(weight.master)
+            state = part.state(weight)
             if state:
                 steps[weight.name] = int(state["step"])
                 tensors |= {f"{weight.name}.{moment}": state[moment] for moment in MOMENTS}
@@ -178,16 +179,20 @@ class AdamW:
         Raises ``CheckpointError``, before anything changes, for state that is not of these parameters.
         """
         self._check_fits(tensors, steps)
-        states: dict[int, dict[str, Tensor]] = {}
-        for index, weight in enumerate(self.weights):
+        states: dict[str, dict[str, Tensor]] = {}
+        for weight in self.weights:
             if weight.copied:
                 weight.master.copy_(tensors[f"{weight.name}.master"])
                 weight.parameter.copy_(weight.master)
             if weight.name in steps:
                 moments = {moment: tensors[f"{weight.name}.{moment}"].clone() for moment in MOMENTS}
-                states[index] = {"step": torch.tensor(float(steps[weight.name])), **moments}
-        self._adamw.load_state_dict({"state": states, "param_groups": self._adamw.state_dict()["param_groups"]})
+                states[weight.name] = {"step": torch.tensor(float(steps[weight.name])), **moments}
+        for part in self._parts:
+            part.load(states)
         self.zero_grad()
+
+    def _each(self) -> Iterator[tuple["_Part", Weight]]:
+        return ((part, weight) for part in self._parts for weight in part.weights)
 
     def _check_fits(self, tensors: Mapping[str, Tensor], steps: Mapping[str, int]) -> None:
         expected: dict[str, Weight] = {}
@@ -212,7 +217,7 @@ class AdamW:
                 raise NonFiniteError(f"the optimizer state has {name} that is not finite; nothing was changed")
 
     def _describe_non_finite(self) -> str:
-        gradients = [(w.name, gathered(w.master.grad)) for w in self.weights if w.master.grad is not None]
+        gradients = [(w.name, gathered(w.gradient)) for w in self.weights if w.gradient is not None]
         for name, gradient in gradients:
             broken = int((~gradient.isfinite()).sum())
             if broken:
@@ -223,6 +228,68 @@ class AdamW:
             f"the gradient norm overflows; the largest gradient is {float(gradient.abs().max()):.3g}, of {name}; "
             "nothing was updated"
         )
+
+
+class _Part:
+    """Parameters that are stepped together: matrices first, which decay, then the rest."""
+
+    def __init__(self, weights: Sequence[Weight], adamw: torch.optim.AdamW) -> None:
+        self.weights, self.adamw = weights, adamw
+
+    @classmethod
+    def of(cls, weights: Sequence[Weight], settings: Optim) -> "_Part":
+        matrices = [weight.master for weight in weights if weight.parameter.ndim >= 2]
+        others = [weight.master for weight in weights if weight.parameter.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        on_gpu = all(weight.master.is_cuda for weight in weights)
+        return cls(
+            weights,
+            torch.optim.AdamW(
+                groups,
+                lr=settings.lr,
+                betas=settings.betas,
+                eps=settings.eps,
+                fused=True if on_gpu else None,  # one kernel, and no temporaries of the size of the model
+            ),
+        )
+
+    def step(self, lr: float, norm: Tensor, max_norm: float) -> None:
+        """Clip to ``max_norm``, given the ``norm`` of all gradients, update, and clear the gradients."""
+        for weight in self.weights:
+            if weight.copied:
+                weight.master.grad = None if weight.gradient is None else weight.gradient.float()
+                weight.parameter.grad = None
+        clip_grads_with_norm_([weight.master for weight in self.weights], max_norm, norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        for weight in self.weights:
+            if weight.copied:
+                weight.parameter.copy_(weight.master)
+            weight.parameter.grad = weight.master.grad = None
+
+    def state(self, weight: Weight) -> Mapping[str, Tensor]:
+        """The moments and the number of steps; empty before the first."""
+        return self.adamw.state.get(weight.master, {})
+
+    def load(self, states: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take the states by name; those of other parts are left alone."""
+        mine = {index: states[weight.name] for index, weight in enumerate(self.weights) if weight.name in states}
+        self.adamw.load_state_dict({"state": mine, "param_groups": self.adamw.state_dict()["param_groups"]})
+
+
+def _divide(weights: Sequence[Weight]) -> list[list[Weight]]:
+    """In parts of at most ``WIDENED`` numbers where gradients are widened; in one where they are not."""
+    parts: list[list[Weight]] = []
+    room = 0
+    for weight in weights:
+        size = weight.master.numel() if weight.copied else 0
+        if not parts or size > room:
+            parts.append([])
+            room = WIDENED
+        parts[-1].append(weight)
+        room -= size
+    return parts
 
 
 def _weight(name: str, parameter: nn.Parameter) -> Weight:

@@ -135,8 +135,8 @@ def _accumulate(
             for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
                 if may_stop:
                     stopping.check()
+                optimizer.accumulate()  # what earlier micro-batches left
                 terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
-                optimizer.accumulate()
                 totals.add(terms, scored, micro_batch, old_logprobs)
             return totals, micro_batches
         except torch.OutOfMemoryError as error:
