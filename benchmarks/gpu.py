@@ -37,7 +37,7 @@ CASES = [
     Case("2b, 392 px, 96 tokens", ("eval", "--model", "2b", "--image-px", "392", "--items", "512",
                                    "--batch-size", "256", "--repeats", "1"), 90),
     Case("2b, 448 px, layers not compiled", ("step", *SHAPE, *SMALL, "--compile-layers", "off"), 90),
-    Case("2b, 448 px, decoding by the layers", ("step", *SHAPE, *SMALL, "--decode-kernels", "off"), 120),
+    Case("2b, 448 px, no kernels of our own", ("step", *SHAPE, *SMALL, "--kernels", "off"), 120),
     Case(f"2b, 448 px, beside {TRAINER}", ("step", *SHAPE, *SMALL, "--steps", "2", "--baseline", TRAINER), 150),
     Case("2b, 448 px, flex", ("step", *SHAPE, *SMALL, "--attention", "flex"), 120),
     Case("2b, 448 px, recomputed", ("step", *SHAPE, *SMALL, "--checkpoint-activations"), 120),

@@ -82,7 +82,7 @@ def missing_packages() -> list[str]:
 
 STEP_HEADINGS = (
     "step", "seconds", " / ".join(PHASES), "limit", "of the limit", "decode, ms per token", "tokens/s", "peak GB",
-    "baseline, s", "ratio", "ratio, processor time", "attention", "layers", "decoding",
+    "baseline, s", "ratio", "ratio, processor time", "attention", "layers", "fused",
 )  # fmt: skip
 EVAL_HEADINGS = ("evaluation", "items/s", "transformers generate, items/s", "ratio", "ratio, processor time", "same")
 
@@ -110,7 +110,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
         f"{found['cpu_speedup']:.1f}" if base else "",
         found["attention"],
         "compiled" if found["compiled"] else "as they are",
-        "fused" if found["decode_kernels"] else "by the layers",
+        " and ".join(found["kernels"]) or "none",
     ]
 
 

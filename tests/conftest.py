@@ -1,6 +1,9 @@
 """A policy that is small enough to be exact with, and a few questions about images of noise."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,20 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def run_interpreted():
+    """Run a test file again in a process in which Triton interprets its kernels: it decides that when imported."""
+
+    def run(file: str) -> None:
+        words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not gpu", file]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        found = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
+        assert " passed" in found.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

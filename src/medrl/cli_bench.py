@@ -47,8 +47,8 @@ def bench_step(
     compile_layers: Annotated[
         Literal["auto", "on", "off"], typer.Option(help="Compile the layers; auto: on a GPU.")
     ] = "auto",
-    decode_kernels: Annotated[
-        Literal["auto", "on", "off"], typer.Option(help="Decode with fused kernels; auto: on a GPU where they work.")
+    kernels: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Use fused kernels; auto: on a GPU where they work.")
     ] = "auto",
     as_json: terminal.Json = False,
 ) -> None:
@@ -82,7 +82,7 @@ def bench_step(
             tokens_per_micro_batch=tokens_per_micro_batch,
             checkpoint_activations=checkpoint_activations,
             compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
-            decode_kernels="auto" if decode_kernels == "auto" else decode_kernels == "on",
+            kernels="auto" if kernels == "auto" else kernels == "on",
         )
     )
     if as_json:
@@ -99,7 +99,7 @@ def bench_step(
         f"{result['tokens_per_s']:.0f} tokens/s, {result['fraction_of_limit']:.0%} of the limit, "
         f"MFU {result['mfu']:.0%}, peak {result['peak_gb']:.1f} GB, attention {result['attention']}"
         + (", layers compiled" if result["compiled"] else "")
-        + (", decoding fused" if result["decode_kernels"] else "")
+        + (f", fused: {' and '.join(result['kernels'])}" if result["kernels"] else "")
     )
     if baseline is not None:
         typer.echo(

@@ -1,11 +1,6 @@
-"""The kernels of a decode step against plain computations: interpreted where there is no GPU, compiled for one always.
-
-Triton decides when it is imported whether it interprets, so the tests run again in a process that is told to.
-"""
+"""A decode step's kernels against plain computations: interpreted where there is no GPU, compiled for one always."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -31,13 +26,8 @@ runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="r
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
-def test_all_of_this_interpreted():
-    """The process that has TRITON_INTERPRET runs the tests below; a failure there is shown here."""
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    found = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
-    assert "passed" in found.stdout
+def test_all_of_this_interpreted(run_interpreted):
+    run_interpreted(__file__)
 
 
 @pytest.fixture
@@ -167,13 +157,13 @@ def test_completions_are_those_of_the_layers(make_policy, make_examples, tmp_pat
 @runs_kernels
 def test_kernels_are_compared_with_the_plain_attention_before_they_are_used(monkeypatch):
     device = torch.device(DEVICE)
-    fused._differs.cache_clear()
-    assert fused._differs(device, torch.float32, 4, 2, 16) is None
-    fused._differs.cache_clear()
+    fused.differs.cache_clear()
+    assert fused.differs(device, torch.float32, 4, 2, 16) is None
+    fused.differs.cache_clear()
     attend = kernels.attend
     monkeypatch.setattr(kernels, "attend", lambda *given: attend(*given) * 1.01)
-    assert "other numbers" in fused._differs(device, torch.float32, 4, 2, 16)
-    fused._differs.cache_clear()
+    assert "other numbers" in fused.differs(device, torch.float32, 4, 2, 16)
+    fused.differs.cache_clear()
 
 
 def test_weights_that_lie_together_stay_the_parameters_they_were(make_policy, tmp_path):
@@ -216,8 +206,10 @@ def test_on_a_cpu_auto_keeps_the_layers_and_insisting_says_why(make_policy):
     policy = make_policy()
     assert not decodes_fused(policy)
     policy = make_policy()
-    policy.decode_kernels = True
-    with pytest.raises(PolicyError, match=r"not for a cpu.*decode_kernels=false"):
+    policy.kernels = True
+    with pytest.raises(
+        PolicyError, match=r"for decoding the kernels are for a CUDA GPU, not for a cpu: set policy\.kernels"
+    ):
         decodes_fused(policy)
 
 

@@ -12,7 +12,7 @@ import torch
 from medrl.bench.baselines import generate_with_transformers
 from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
-from medrl.bench.step import device_name
+from medrl.bench.step import device_name, fused_parts
 from medrl.evaluation.answer import complete_reading_ahead
 from medrl.policy.layers import Compilation
 from medrl.provenance import describe_machine
@@ -80,7 +80,7 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             "completion_tokens": settings.completion_tokens,
             "decode_steps": tally.decode_steps,
             "compiled": policy.compiled,
-            "decode_kernels": bool(policy.decodes_fused),
+            "kernels": fused_parts(policy),
             "baseline": None,
             "speedup": None,
             **describe_machine(),

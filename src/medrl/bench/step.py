@@ -46,7 +46,7 @@ class StepBench:
     tokens_per_micro_batch: int | None = None
     checkpoint_activations: bool = False
     compile_layers: Compilation = "auto"
-    decode_kernels: Literal["auto"] | bool = "auto"
+    kernels: Literal["auto"] | bool = "auto"
 
 
 def bench_step(settings: StepBench) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class Timed:
 def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBench, warm: int, device: str) -> Timed:
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
+    policy.kernels = settings.kernels
     policy.compile_layers(settings.compile_layers)
-    policy.decode_kernels = settings.decode_kernels
     if settings.kl_coef > 0:
         policy.freeze_reference()
     take_step = make_step(policy, settings)
@@ -159,7 +159,7 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "device": device_name(dtype),
         "attention": policy.attention,
         "compiled": policy.compiled,
-        "decode_kernels": bool(policy.decodes_fused),
+        "kernels": fused_parts(policy),
         "copy_gb_per_s": rates.bytes_per_s / 1e9,
         "matrix_tflops": rates.flops_per_s / 1e12,
         "model": settings.model,
@@ -171,6 +171,11 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "kl_coef": settings.kl_coef,
         **describe_machine(),
     }
+
+
+def fused_parts(policy: Policy) -> list[str]:
+    """What went through fused kernels."""
+    return [name for name, is_fused in (("head", policy.head_fused), ("decoding", policy.decodes_fused)) if is_fused]
 
 
 def device_name(dtype: torch.dtype) -> str:

@@ -37,8 +37,8 @@ class PolicySettings(Settings):
     """Recompute layers in the backward pass: less memory, about a third more time, the same gradient."""
     compile_layers: Literal["auto"] | bool = "auto"
     """Fuse what surrounds the layers' matrix products, in training and decoding; auto does so on a GPU and says so."""
-    decode_kernels: Literal["auto"] | bool = "auto"
-    """Write completions with a few fused kernels in the layers' place; auto does so on a GPU where they work."""
+    kernels: Literal["auto"] | bool = "auto"
+    """Decode, and go over the head's logits, with medrl's own Triton kernels; auto does so on a GPU where they work."""
 
 
 def check_trainable(dtype: str) -> None:

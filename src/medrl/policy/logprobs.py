@@ -18,7 +18,13 @@ Qwen2-VL's vocabulary."""
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_rows: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+    kernels: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token and entropy of its distribution.
 
@@ -28,12 +34,13 @@ def token_logprobs(
         targets: (M,) token ids.
         temperature: logits are divided by it, as the sampler did.
         chunk_rows: tokens whose logits exist at a time; None takes as many as ``CHUNK_LOGITS`` allows.
+        kernels: ``policy/head_kernels.py``, to go over logits once instead of operation by operation.
 
     Returns:
         logprobs (M,) and entropy (M,) in nats, both with gradient to ``hidden`` and ``weight``.
     """
     chunk_rows = chunk_rows or max(1, CHUNK_LOGITS.get(hidden.device.type, 2**21) // len(weight))
-    return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk_rows)  # type: ignore[no-any-return]
+    return _TokenLogprobs.apply(hidden, weight, targets, temperature, chunk_rows, kernels)  # type: ignore[no-any-return]
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -50,23 +57,16 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk_rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk_rows: int, kernels: Any
     ) -> tuple[Tensor, Tensor]:
-        wide = _wide(hidden.dtype)
-        logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        logprobs = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
         normalizer, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        measure = statistics if kernels is None else kernels.statistics
         for rows in _chunks(len(hidden), chunk_rows):
-            logits = _heated(head_logits(hidden[rows], weight), temperature)
-            largest = logits.amax(-1)
-            logits -= largest[:, None]
-            weights = logits.exp()  # Z p, for logits whose largest is 0
-            total = weights.sum(-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - total.log()
-            # H = log Z - sum p z
-            entropy[rows] = total.log() - torch.einsum("mv,mv->m", weights, logits) / total
-            normalizer[rows] = largest + total.log()
+            logits = head_logits(hidden[rows], weight)
+            logprobs[rows], entropy[rows], normalizer[rows] = measure(logits, targets[rows], temperature)
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
-        ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
+        ctx.temperature, ctx.chunk_rows, ctx.kernels = temperature, chunk_rows, kernels
         ctx.set_materialize_grads(False)  # an entropy that only is reported costs the backward pass nothing
         return logprobs, entropy
 
@@ -74,22 +74,54 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normalizer, entropy = ctx.saved_tensors
         grad, entropy_grad = (torch.zeros_like(normalizer) if grads[0] is None else grads[0]), grads[1]
-        wide = _wide(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        grad_weight = torch.zeros(weight.shape, dtype=_wide(hidden.dtype), device=weight.device)
+        dtype = hidden.dtype if hidden.is_cuda else _wide(hidden.dtype)  # what the units that multiply take
+        derive = slopes if ctx.kernels is None else ctx.kernels.slopes
         for rows in _chunks(len(hidden), ctx.chunk_rows):
-            logits = _heated(head_logits(hidden[rows], weight), ctx.temperature)
-            logits -= normalizer[rows, None]  # log p
-            # d logprob / d logits = onehot - p;  d H / d logits = -p (log p + H)
-            slope = grad[rows, None]
-            if entropy_grad is not None:
-                slope = slope + entropy_grad[rows, None] * (logits + entropy[rows, None])
-            grad_logits = logits.exp_().mul_(-slope)
-            grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
-            grad_logits = _heated(grad_logits, ctx.temperature)
+            of_entropy = None if entropy_grad is None else entropy_grad[rows]
+            logits = head_logits(hidden[rows], weight)
+            grad_logits = derive(
+                logits, targets[rows], normalizer[rows], entropy[rows], grad[rows], of_entropy, ctx.temperature, dtype
+            )
             grad_hidden[rows] = product(grad_logits.to(hidden.dtype), weight)
             grad_weight = _add_product(grad_weight, grad_logits, hidden[rows])
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+
+
+def statistics(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, V) logits, which are used up -> log-probability of the targets, entropy, log of the sum of exponentials."""
+    logits = _heated(logits, temperature)
+    largest = logits.amax(-1)
+    logits -= largest[:, None]
+    weights = logits.exp()  # Z p, for logits whose largest is 0
+    total = weights.sum(-1)
+    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - total.log()
+    # H = log Z - sum p z
+    entropy = total.log() - torch.einsum("mv,mv->m", weights, logits) / total
+    return logprobs, entropy, largest + total.log()
+
+
+def slopes(
+    logits: Tensor,
+    targets: Tensor,
+    normalizer: Tensor,
+    entropy: Tensor,
+    grad: Tensor,
+    entropy_grad: Tensor | None,
+    temperature: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of (M, V) logits, which are used up, given that of log-probabilities and of entropies, each (M,)."""
+    logits = _heated(logits, temperature)
+    logits -= normalizer[:, None]  # log p
+    # d logprob / d logits = onehot - p;  d H / d logits = -p (log p + H)
+    slope = grad[:, None]
+    if entropy_grad is not None:
+        slope = slope + entropy_grad[:, None] * (logits + entropy[:, None])
+    grad_logits = logits.exp_().mul_(-slope)
+    grad_logits.scatter_add_(1, targets[:, None], grad[:, None])
+    return _heated(grad_logits, temperature).to(dtype)
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:
@@ -100,7 +132,7 @@ def _heated(logits: Tensor, temperature: float) -> Tensor:
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Tensor:
     """total + grad_logits^T hidden, summed in the precision of ``total``."""
     if hidden.is_cuda and hidden.dtype in HALF:
-        return torch.addmm(total, grad_logits.to(hidden.dtype).t(), hidden, out_dtype=torch.float32)
+        return torch.addmm(total, grad_logits.t(), hidden, out_dtype=torch.float32)
     return total.add_(product(grad_logits.t(), hidden.to(total.dtype)))
 
 

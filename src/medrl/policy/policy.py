@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -27,6 +27,7 @@ from medrl.phases import phase
 from medrl.policy import lora
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
+from medrl.policy.fused import Kernels, head_is_fused, head_kernels
 from medrl.policy.layers import (
     Compilation,
     checkpoint_activations,
@@ -111,10 +112,12 @@ class Policy:
         """Whether the weights have moved since they were loaded: ``source`` is then no longer where they are from."""
         self.compiled = False
         """Whether the layers are compiled."""
-        self.decode_kernels: Literal["auto"] | bool = "auto"
-        """Whether to write completions with fused kernels, as asked."""
+        self.kernels: Kernels = "auto"
+        """Whether to use fused kernels, as asked."""
+        self.head_fused: bool | None = None
+        """Whether the head does; None: not chosen yet."""
         self.decodes_fused: bool | None = None
-        """Whether it does; None: the rollout engine has not chosen yet."""
+        """Whether decoding does; None: the rollout engine has not chosen yet."""
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
         self._features = FrozenFeatures()
@@ -219,7 +222,7 @@ class Policy:
         self._adopt_reference(Policy(copy.deepcopy(self.model), self.processor, attention=self.attention))
 
     def _adopt_reference(self, reference: "Policy") -> None:
-        reference.processor = self.processor
+        reference.processor, reference.head_fused = self.processor, self._fuses_head()
         reference.model.requires_grad_(False)
         if self.compiled:
             reference.compile_layers()
@@ -383,13 +386,22 @@ class Policy:
         visibility = BACK_ENDS[self.attention](layout)
         hidden = self.family.hidden(embedded[None], layout.positions[:, None], visibility)[0]  # (T, H)
         logprobs, entropy = token_logprobs(
-            hidden[layout.predictor], self.family.head, targets, temperature=temperature
+            hidden[layout.predictor],
+            self.family.head,
+            targets,
+            temperature=temperature,
+            kernels=head_kernels() if self._fuses_head() else None,
         )  # (M,)
         return ScoredCompletions(
             logprobs=layout.spread(logprobs),
             entropy=layout.spread(entropy),
             completion_mask=layout.completion_mask,
         )
+
+    def _fuses_head(self) -> bool:
+        if self.head_fused is None:
+            self.head_fused = head_is_fused(self.kernels, self.device, self.family.head.dtype)
+        return self.head_fused
 
     def _embed_stream(self, encoded: Sequence[EncodedPrompt], completion_ids: Tensor, layout: Layout) -> Tensor:
         prompts = self.embed_prompts(encoded)  # (sum of P, H)
@@ -461,8 +473,8 @@ def load_policy(settings: PolicySettings) -> Policy:
         policy.add_lora(settings.lora)
     if settings.checkpoint_activations:
         policy.checkpoint_activations()
+    policy.kernels = settings.kernels
     policy.compile_layers(settings.compile_layers)
-    policy.decode_kernels = settings.decode_kernels
     return policy
 
 

@@ -1,11 +1,10 @@
 """Decode steps of a few fused kernels instead of the model's own layers, where that is possible.
 
 The layers stay the truth: what differs is which kernels compute them, and in which order sums are rounded. Whether the
-kernels are used is chosen once per policy, and logged; before they are, one attention is compared with the plain one.
+kernels are used is chosen as ``policy/fused.py`` says.
 """
 
 import importlib
-import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,15 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._triton import has_triton
 
-from medrl.errors import PolicyError
+from medrl.policy import fused
 from medrl.policy.policy import Policy
 from medrl.rollout.decoder import Decoder, RowAttention
 from medrl.rollout.rows import Prompts, Rows, begin
 from medrl.rollout.sampling import Sampling
 
-log = logging.getLogger(__name__)
 KERNELS = "medrl.rollout.kernels"
 
 
@@ -107,54 +104,31 @@ def _put_together(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def decodes_fused(policy: Policy) -> bool:
-    """Whether this policy decodes with the fused kernels, as ``policy.decode_kernels`` wants: ``auto`` where they work.
+    """Whether this policy decodes with the fused kernels, as ``policy.kernels`` wants: ``auto`` where they work.
 
     Chosen and logged when asked first. Raises ``PolicyError`` where they are asked for and cannot be had.
     """
     if policy.decodes_fused is None:
-        policy.decodes_fused = _choose(policy)
+        wanted, device = policy.kernels, policy.device
+        asked = wanted is True or (wanted == "auto" and device.type == "cuda")
+        policy.decodes_fused = fused.choose("decoding", wanted, device, obstacle(policy) if asked else None)
     return policy.decodes_fused
-
-
-def _choose(policy: Policy) -> bool:
-    wanted = policy.decode_kernels
-    if wanted is False or (wanted == "auto" and policy.device.type != "cuda"):  # a choice among one is no news
-        return False
-    problem = obstacle(policy)
-    chosen = "chosen by auto" if wanted == "auto" else "as asked"
-    if problem is None:
-        log.info("decoding: fused kernels (%s on %s)", chosen, policy.device)
-    elif wanted is True:
-        raise PolicyError(f"policy.decode_kernels is true, but {problem}: set policy.decode_kernels=false")
-    else:
-        log.warning("decoding: the model's own layers (%s on %s): %s", chosen, policy.device, problem)
-    return problem is None
 
 
 def obstacle(policy: Policy) -> str | None:
     """Why a policy cannot decode with the fused kernels; None where it can."""
     _, kv_heads, width = policy.family.cache_shape
     dtype = policy.family.head.dtype
-    if policy.device.type != "cuda":
-        return f"the kernels are for a CUDA GPU, not for a {policy.device.type}"
-    if not has_triton():
-        return "Triton, which compiles the kernels, is missing or does not know this GPU"
-    if dtype not in TOLERANCE:
-        return f"there are no kernels for {str(dtype).removeprefix('torch.')}"
+    problem = fused.obstacle(policy.device, dtype) or policy.family.not_fusable
+    if problem is not None:
+        return problem
     if width < 16 or width & (width - 1):
         return f"the kernels need heads whose width is a power of two and at least 16, not {width}"
-    strange = policy.family.not_fusable
-    if strange is not None:
-        return strange
-    return _differs(policy.device, dtype, policy.family.query_heads, kv_heads, width)
-
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Largest difference to the plain computation that rounding can explain, for numbers around 1."""
+    return differs(policy.device, dtype, policy.family.query_heads, kv_heads, width)
 
 
 @cache
-def _differs(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> str | None:
+def differs(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> str | None:
     """Compare one attention of a few rows, random keys and prompts of two lengths, with the plain computation."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -174,6 +148,6 @@ def _differs(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int
     kernels: Any = importlib.import_module(KERNELS)
     found = kernels.attend(query.squeeze(2), rows, 0, there.sum(1), width**-0.5)
     difference = float((found - plain.squeeze(2)).abs().max())
-    if difference <= TOLERANCE[dtype]:
+    if difference <= fused.TOLERANCE[dtype]:
         return None
     return f"the kernels give other numbers on this GPU (by {difference:.2g}, in attention)"

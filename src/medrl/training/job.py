@@ -18,7 +18,6 @@ from medrl.progress import Progress
 from medrl.provenance import describe_machine, describe_versions
 from medrl.rewards import guarded
 from medrl.rollout.collect import Ask
-from medrl.rollout.fused import decodes_fused
 from medrl.rollout.served import Rollouts, Server
 from medrl.runs import Run
 from medrl.settings import Settings
@@ -94,7 +93,6 @@ def make_job(
         "data_fingerprint": fingerprint(train_set),
         "attention": policy.attention,
         "compiled": policy.compiled,
-        "decode_kernels": decodes_fused(policy),
         **(provenance or {}),
         "world_size": distributed.world_size(),
     }
