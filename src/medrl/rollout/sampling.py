@@ -6,8 +6,12 @@ import numpy as np
 import torch
 from pydantic import field_validator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from medrl.settings import Settings
+
+BLOCK = 128
+"""Tokens that are weighed together when one is drawn; divides Qwen2-VL's vocabularies, so that nothing is copied."""
 
 
 class Sampling(Settings):
@@ -62,40 +66,97 @@ def uniforms(seed: int, step: int, prompt_id: str, index: int, count: int) -> np
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting its cumulative distribution.
+    """Draw one token per row by inverting its cumulative distribution: first the block it is in, then its place there.
+
+    Nothing waits for the device and no shape depends on the numbers, so a CUDA graph can hold it.
 
     Args:
-        logits: (B, V).
+        logits: (B, V), not changed.
         uniform: (B,) float64 in [0, 1), one per row.
 
     Returns:
         token ids (B,), and their log-probabilities (B,) under the temperature alone: what the training pass computes.
+        A row with a NaN gets any token and NaN.
     """
-    logits = logits.float()
+    scores = logits.float()
+    if sampling.temperature not in (0, 1):
+        scores = scores / sampling.temperature
+    blocks = _in_blocks(scores)
+    largest, shares, masses = _weigh(blocks)
+    total = masses.sum(-1, dtype=torch.float64)
     if sampling.temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        tokens = logits.argmax(-1)
-        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-    logprobs = (logits if sampling.temperature == 1 else logits / sampling.temperature).log_softmax(-1)
+        block = largest.argmax(-1)
+        place = _of_block(blocks, block).argmax(-1)
+    else:
+        kept = keep_likely(scores, sampling)
+        if kept is not scores:
+            _, shares, masses = _weigh(_in_blocks(kept))
+        block, within = locate(masses, uniform)
+        place, _ = locate(_of_block(shares, block), within)
+    # Where the sum is not a number, the place may be one that only fills the last block up.
+    tokens = (block * BLOCK + place).clamp(max=scores.shape[-1] - 1)
+    logprobs = scores.gather(1, tokens[:, None]).squeeze(1) - largest.amax(-1) - total.log()
+    return tokens, logprobs.float()
+
+
+def locate(masses: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of n masses a uniform falls on, were they laid end to end and their sum 1; never on a mass of 0.
+
+    Args:
+        masses: (B, n), 0 or more.
+        uniform: (B,) float64; what rounding put outside [0, 1) counts as the nearest inside.
+
+    Returns:
+        index (B,), and how much of that mass lies before the uniform (B,): again uniform in [0, 1).
+    """
     # Summed in float64: the last step of a float32 cumulative sum may stay below a uniform close to 1.
-    cumulative = keep_likely(logprobs, sampling).exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:].contiguous()
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
-    # Rounding can point past the end: then the last possible token is meant, which completes the sum. Where the sum is
-    # not a number no token does; any is drawn, and its log-probability says so.
-    last = torch.searchsorted(cumulative, total).clamp(max=logits.shape[-1] - 1)
-    tokens = torch.minimum(tokens, last).squeeze(1)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    cumulative = masses.cumsum(-1, dtype=torch.float64)
+    # At most two steps below 1: the product with 1 - 2**-53 can round to the sum, and no mass ends beyond that.
+    point = uniform.clamp(0, 1 - 2**-52) * cumulative[:, -1]
+    # Where the sum is not a number no mass is found, and the last is taken.
+    index = torch.searchsorted(cumulative, point[:, None], right=True).clamp(max=masses.shape[-1] - 1)
+    after = (cumulative.gather(1, index) - point[:, None]) / masses.gather(1, index)
+    return index.squeeze(1), 1 - after.squeeze(1)
 
 
-def keep_likely(logprobs: Tensor, sampling: Sampling) -> Tensor:
-    """(B, V) with -inf where top-k or top-p rules a token out; the most likely token always stays."""
-    if sampling.top_k and sampling.top_k < logprobs.shape[-1]:
-        threshold = logprobs.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logprobs = logprobs.masked_fill(logprobs < threshold, -torch.inf)
+def _in_blocks(scores: Tensor) -> Tensor:
+    """(B, V) -> (B, N, BLOCK), filled up with -inf; a view where the vocabulary is a multiple of a block."""
+    missing = -scores.shape[-1] % BLOCK
+    if missing:
+        scores = pad(scores, (0, missing), value=-torch.inf)
+    return scores.unflatten(1, (-1, BLOCK))
+
+
+def _weigh(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, BLOCK) scores -> each block's largest (B, N), each token's share of its block's mass, and masses (B, N).
+
+    A mass is the sum of exp(score - the row's largest score).
+    """
+    largest = blocks.amax(-1)
+    shares = blocks.softmax(-1)
+    # The likeliest token of a block weighs exp(largest - the row's largest), which is its share of the mass. So three
+    # kernels read the vocabulary and one writes it; to subtract, exponentiate and add up takes four and two, and for
+    # sums in float64 torch first copies everything to float64.
+    masses = (largest - largest.amax(-1, keepdim=True)).exp() / shares.amax(-1)
+    return largest, shares, masses.masked_fill(largest == -torch.inf, 0.0)  # no token of the block is possible
+
+
+def _of_block(x: Tensor, block: Tensor) -> Tensor:
+    """(B, N, BLOCK) and one block per row (B,) -> (B, BLOCK)."""
+    return x.gather(1, block[:, None, None].expand(-1, 1, BLOCK)).squeeze(1)
+
+
+def keep_likely(scores: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) logits or log-probabilities -> -inf where top-k or top-p rules a token out; the most likely always stays.
+
+    Gives ``scores`` itself where the settings rule nothing out.
+    """
+    if sampling.top_k and sampling.top_k < scores.shape[-1]:
+        threshold = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < threshold, -torch.inf)
     if sampling.top_p < 1:
-        ordered, index = logprobs.softmax(-1).sort(dim=-1, descending=True)
+        ordered, index = scores.softmax(-1).sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, index, before >= sampling.top_p)
-        logprobs = logprobs.masked_fill(dropped, -torch.inf)
-    return logprobs
+        scores = scores.masked_fill(dropped, -torch.inf)
+    return scores
