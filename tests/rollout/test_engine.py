@@ -1,5 +1,6 @@
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from medrl.data.prompts import make_prompt
 from medrl.errors import PolicyError
 from medrl.policy.policy import Policy
 from medrl.rollout import scheduler
+from medrl.rollout.captured import CapturedDecoder
 from medrl.rollout.decoder import Decoder
 from medrl.rollout.engine import complete, generate
 from medrl.rollout.prefill import prefill
@@ -337,6 +339,35 @@ def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts)
     lengths = [len(prompt.token_ids) for prompt in encoded]
     assert kept.keys.shape[1] == 2 and kept.keys.shape[3] == max(lengths)
     assert (~kept.padding).sum((1, 2, 3)).tolist() == lengths
+
+
+def test_what_was_captured_serves_later_batches_with_other_prompts(make_policy, prompts, monkeypatch):
+    """All of it but the capture: here a replay is the step itself, on the buffers that a capture would have held."""
+    policy = make_policy()
+    favor(policy, policy.eos_token_id, 0.17)
+    by_length = sorted(prompts, key=lambda prompt: len(policy.encode([prompt])[0].token_ids))
+    first, later = by_length[4:], by_length[:4]
+    assert len(policy.encode(first[-1:])[0].token_ids) > len(policy.encode(later[-1:])[0].token_ids)
+    expected = [generate(policy, some, SAMPLING, group_size=4) for some in (first, later)]
+    captured = []
+
+    def capture(decoder):
+        captured.append(len(decoder.rows.t))
+        decoder.graph = SimpleNamespace(replay=decoder.decoder.step)
+
+    monkeypatch.setattr(scheduler, "_static", lambda device: True)
+    monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})
+    monkeypatch.setattr("medrl.rollout.captured.BUCKETS", (4, 8, 12))
+    monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 8})
+    monkeypatch.setattr(CapturedDecoder, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
+    assert captured[0] == 16 and len(captured) == len(set(captured)) > 1  # one for every number of rows
+    before = list(captured)
+    same(generate(policy, later, SAMPLING, group_size=4), expected[1])
+    assert set(captured[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
+    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
+    assert len(captured) == len(set(captured))
 
 
 @pytest.mark.gpu

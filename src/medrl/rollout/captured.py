@@ -21,8 +21,9 @@ BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 class CapturedDecoder:
     """A decoder whose steps are replayed."""
 
-    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, fused: bool) -> None:
-        self.rows = rows.clone()
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, fused: bool, pool: Any) -> None:
+        """``pool``: where a step's temporaries lie, the same for all whose steps are replayed one after another."""
+        self.rows, self.pool = rows.clone(), pool
         plain = Decoder(policy, sampling, self.rows, static=True)
         self.decoder = FusedDecoder(policy, sampling, self.rows) if fused else plain
         self.graph: Any = None
@@ -47,7 +48,8 @@ class CapturedDecoder:
                 self.decoder.step()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads, which prepare images, may ask CUDA for memory meanwhile.
+        with torch.cuda.graph(self.graph, pool=self.pool, capture_error_mode="thread_local"):
             self.decoder.step()
 
 
@@ -59,12 +61,22 @@ class Graphs:
         self._shape: tuple[Any, ...] = ()
         self._prompts: Prompts | None = None
         self._decoders: dict[int, CapturedDecoder] = {}
+        self._pool: Any = None
+
+    def room(self, prompt_tokens: int) -> int:
+        """The width to pad prompts to: that of the buffers that are there, if it is not more than twice as much.
+
+        What is captured then serves for the next batch, whose longest prompt is a little shorter; padding is not read.
+        """
+        there = self._prompts.padding.shape[-1] if self._prompts is not None else 0
+        return there if prompt_tokens <= there <= 2 * prompt_tokens else prompt_tokens
 
     def open(self, sampling: Sampling, rows: Rows) -> CapturedDecoder:
         """A decoder for these rows, on buffers that were captured before where there are such."""
         shape = (rows.prompts.keys.shape, rows.table.shape, rows.limit, sampling, self._policy.stop_token_ids)
         if shape != self._shape:
             self._decoders.clear()
+            self._pool = torch.cuda.graph_pool_handle()
             self._shape, self._prompts = shape, _clone(rows.prompts)
         elif self._prompts is not rows.prompts:
             assert self._prompts is not None
@@ -74,7 +86,7 @@ class Graphs:
         rows = replace(rows, prompts=self._prompts)
         size = len(rows.t)
         if size not in self._decoders:
-            self._decoders[size] = CapturedDecoder(self._policy, sampling, rows, fused=self._fused)
+            self._decoders[size] = CapturedDecoder(self._policy, sampling, rows, fused=self._fused, pool=self._pool)
         decoder = self._decoders[size]
         decoder.load(rows)
         return decoder

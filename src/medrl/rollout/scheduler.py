@@ -110,7 +110,7 @@ def schedule(how: How, numbers: Sequence[int], at_once: int) -> Iterator[list[Fi
         if places:
             parts.append(_settle(how, _begin(how, [waiting.popleft() for _ in range(places)])))
         finished = [one for part in parts for one in part.finished]
-        batch = _join(parts, most) if any(part.seats for part in parts) else None
+        batch = _join(how.policy, parts, most) if any(part.seats for part in parts) else None
         if finished:
             yield finished
         if batch:
@@ -176,7 +176,7 @@ def _completion(how: How, asked: _Asked, token_ids: list[int], logprobs: list[fl
     )
 
 
-def _join(parts: Sequence[_Settled], most: Shape) -> _Batch:
+def _join(policy: Policy, parts: Sequence[_Settled], most: Shape) -> _Batch:
     """All that still write as one batch."""
     seats = [seat for part in parts for seat in part.seats]
     asked = [list(dict.fromkeys(one for one, _ in part.seats)) for part in parts]
@@ -188,8 +188,10 @@ def _join(parts: Sequence[_Settled], most: Shape) -> _Batch:
         one.slot = slot
     group = [one.slot for one, _ in seats]
     if _static(parts[0].rows.t.device):
-        rooms = [part.rows.prompts.padding.shape[-1] for part in parts]  # never less than before
-        shape = replace(most, rows=bucket(len(group), most.rows), prompt_tokens=max(rooms))
+        room = max(part.rows.prompts.padding.shape[-1] for part in parts)  # never less than before
+        if isinstance(policy.decode_graphs, Graphs):
+            room = policy.decode_graphs.room(room)
+        shape = replace(most, rows=bucket(len(group), most.rows), prompt_tokens=room)
     else:
         shape = Shape(
             rows=len(group),
