@@ -135,8 +135,8 @@ class AdamW:
         gradients = [gradient for weight in self.weights if (gradient := weight.gradient) is not None]
         if not any(gradient.dtype in HALF for gradient in gradients):
             return gathered(get_total_norm(gradients))
-        # One at a time, so that only one is there in float32.
-        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
+        # get_total_norm's norms would be rounded to half precision.
+        norms = torch._foreach_norm(gradients, 2.0, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def zero_grad(self) -> None:
