@@ -76,7 +76,9 @@ class _TokenLogprobs(torch.autograd.Function):
         grad, entropy_grad = (torch.zeros_like(normalizer) if grads[0] is None else grads[0]), grads[1]
         wide = _wide(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        # A head that is frozen, as under adapters, is spared a third of the work and its sum of gradients.
+        learns = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if learns else None
         for rows in _chunks(len(hidden), ctx.chunk_rows):
             logits = _heated(head_logits(hidden[rows], weight), ctx.temperature)
             logits -= normalizer[rows, None]  # log p
@@ -87,9 +89,11 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits = logits.exp_().mul_(-slope)
             grad_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
             grad_logits = _heated(grad_logits, ctx.temperature)
-            grad_hidden[rows] = product(grad_logits.to(hidden.dtype), weight)
-            grad_weight = _add_product(grad_weight, grad_logits, hidden[rows])
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            rounded = grad_logits.to(hidden.dtype)
+            grad_hidden[rows] = product(rounded, weight)
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits, rounded, hidden[rows])
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:
@@ -97,11 +101,13 @@ def _heated(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> Tensor:
-    """total + grad_logits^T hidden, summed in the precision of ``total``."""
+def _add_product(total: Tensor, grad_logits: Tensor, rounded: Tensor, hidden: Tensor) -> None:
+    """Add grad_logits^T hidden to ``total`` in its precision; ``rounded``: grad_logits in that of ``hidden``."""
     if hidden.is_cuda and hidden.dtype in HALF:
-        return torch.addmm(total, grad_logits.to(hidden.dtype).t(), hidden, out_dtype=torch.float32)
-    return total.add_(product(grad_logits.t(), hidden.to(total.dtype)))
+        # In place: another tensor of that size would be made at the moment when most memory is taken.
+        torch.addmm(total, rounded.t(), hidden, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(product(grad_logits.t(), hidden.to(total.dtype)))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
