@@ -65,6 +65,7 @@ class _TokenLogprobs(torch.autograd.Function):
             # H = log Z - sum p z
             entropy[rows] = total.log() - torch.einsum("mv,mv->m", weights, logits) / total
             normalizer[rows] = largest + total.log()
+            del logits, weights  # before the next chunk's are made
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
         ctx.set_materialize_grads(False)  # an entropy that only is reported costs the backward pass nothing
@@ -93,6 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden[rows] = product(rounded, weight)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits, rounded, hidden[rows])
+            del logits, grad_logits, rounded  # before the next chunk's are made
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
