@@ -2,9 +2,9 @@
 
     python benchmarks/walk_memory.py --model 2b --image-px 448 --prompts 8 --group 8 --completion-tokens 160
 
-Every tensor of a real update is counted from when it is made until it is freed, layers not compiled. What the kernels take for
-themselves, CUDA's context (about 0.5 GB) and what is lost between tensors come on top. A line for each number of groups in a
-micro-batch:
+Every tensor of a real update is counted from when it is made until it is freed, layers not compiled. What the kernels
+take for themselves, CUDA's context (about 0.5 GB) and what is lost between tensors come on top. A line for each number
+of groups in a micro-batch:
 
     kept     after the forward pass, for the backward pass
     pass     at most during forward and backward pass of a micro-batch, with its gradients in bfloat16

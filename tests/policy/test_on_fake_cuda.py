@@ -16,6 +16,7 @@ from medrl.rollout.decoder import Decoder
 from medrl.rollout.prefill import prefill
 from medrl.rollout.rows import begin
 from medrl.rollout.sampling import Sampling
+from medrl.training import optim
 from medrl.training.optim import AdamW, Optim
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing has to be imagined")
@@ -172,3 +173,17 @@ def test_the_optimizer_reads_one_number_a_step(dtype):
         tensors, _ = optimizer.state_dict()
         assert all(on_gpu(tensor, 4, 4, dtype=torch.float32) for tensor in tensors.values())
         assert len(tensors) == 3 * (3 if dtype == torch.bfloat16 else 2)
+
+
+def test_gradients_of_one_micro_batch_are_never_all_in_float32(monkeypatch):
+    monkeypatch.setattr(optim, "PORTION_BYTES", 2**20)
+    with FakeCuda() as gpu:
+        weights = [torch.nn.Parameter(torch.zeros(512, 512, dtype=torch.bfloat16, device="cuda")) for _ in range(8)]
+        optimizer = AdamW([(str(n), weight) for n, weight in enumerate(weights)], Optim())
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            before = gpu.peak = gpu.live
+            optimizer.step(1e-3)
+        assert len(gpu.syncs) == 2
+        assert 0 < gpu.peak - before < 3 * 2**20  # a portion's gradients, and what clipping them takes

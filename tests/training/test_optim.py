@@ -7,6 +7,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from medrl.errors import CheckpointError, NonFiniteError, SettingsError
+from medrl.training import optim
 from medrl.training.optim import AdamW, Optim, learning_rate
 
 PLAIN = Optim(lr=0.01, weight_decay=0.1, max_grad_norm=1.0)
@@ -134,6 +135,23 @@ def test_gradients_are_cleared_after_a_step():
         optimizer.step(0.1)
         assert [parameter.grad for parameter in model.parameters()] == [None] * 6
         assert [weight.master.grad for weight in optimizer.weights] == [None] * 6
+
+
+def test_portion_by_portion_gives_the_bits_of_all_at_once(monkeypatch):
+    runs = []
+    for portion_bytes in (2**29, 1):
+        monkeypatch.setattr(optim, "PORTION_BYTES", portion_bytes)
+        model = small_model(torch.bfloat16)
+        optimizer = AdamW(model.named_parameters(), PLAIN)
+        norms = []
+        for step in range(3):
+            set_gradients(model, step)
+            model[2].bias.grad = None if step == 1 else model[2].bias.grad  # pyright: ignore[reportIndexIssue]
+            norms.append(torch.tensor(optimizer.step(0.01)))
+        tensors, steps = optimizer.state_dict()
+        runs.append((weights_of(model) | tensors | {str(n): norm for n, norm in enumerate(norms)}, steps))
+    assert_same_bits(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1] and runs[0][1]["2.bias"] == 2
 
 
 def test_micro_batches_of_bfloat16_gradients_are_summed_in_float32():

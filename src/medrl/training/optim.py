@@ -11,10 +11,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from medrl.errors import CheckpointError, NonFiniteError
 from medrl.settings import Settings
-from medrl.training.distributed import gathered, sum_gradients
+from medrl.training.distributed import gathered, sum_gradients, world_size
 
 HALF = (torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+PORTION_BYTES = 2**29
+"""Of float32 masters that are stepped together where their gradients are still in half precision."""
 
 
 class Optim(Settings):
@@ -102,9 +104,13 @@ class AdamW:
         """Add half-precision gradients to their float32 sums and clear them.
 
         Call it after each ``backward`` of a step that is cut into micro-batches: sums kept in bfloat16 would depend on
-        the cut. ``step`` calls it for the last one.
+        the cut. ``step`` does so for the last one, and for the only one of a step, whose sum is never held whole.
         """
-        for weight in self.weights:
+        self._accumulate(self.weights)
+
+    @staticmethod
+    def _accumulate(weights: Iterable[Weight]) -> None:
+        for weight in weights:
             if weight.copied and weight.parameter.grad is not None:
                 gradient = weight.parameter.grad.to(weight.master.dtype)
                 weight.master.grad = gradient if weight.master.grad is None else weight.master.grad.add_(gradient)
@@ -112,6 +118,8 @@ class AdamW:
 
     def sum_over_ranks(self) -> None:
         """Give every process that trains along the gradient of all; nothing where there is one."""
+        if world_size() == 1:
+            return
         self.accumulate()
         sum_gradients(weight.master for weight in self.weights)
 
@@ -122,25 +130,59 @@ class AdamW:
         A parameter without a gradient is left alone, by the decay too. Raises ``NonFiniteError`` naming the parameter
         before any weight or moment changes; the gradients stay, ``zero_grad`` drops them.
         """
-        self.accumulate()
-        masters = [weight.master for weight in self.weights]
-        norm = gathered(get_total_norm([master.grad for master in masters if master.grad is not None]))
+        portions = self._portions()
+        norm = self._norm(portions)
         grad_norm = float(norm)
         if not math.isfinite(grad_norm):
+            self.accumulate()
             raise NonFiniteError(self._describe_non_finite())
-        clip_grads_with_norm_(masters, self.settings.max_grad_norm, norm)
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        self._adamw.step()
-        for weight in self.weights:
-            if weight.copied:
-                weight.parameter.copy_(weight.master)
-        self.zero_grad()
+        for portion in portions:
+            self._accumulate(portion)
+            clip_grads_with_norm_([weight.master for weight in portion], self.settings.max_grad_norm, norm)
+            self._adamw.step()  # those without a gradient, of the other portions, are left alone
+            for weight in portion:
+                if weight.copied:
+                    weight.parameter.copy_(weight.master)
+            self._drop(portion)
         return grad_norm
+
+    def _portions(self) -> list[list[Weight]]:
+        """What is stepped together: all, or, where gradients wait in half precision, some at a time: their float32
+        copies would be as large as the masters."""
+        if not all(weight.copied and weight.master.grad is None for weight in self.weights):
+            self.accumulate()
+            return [self.weights]
+        portions: list[list[Weight]] = []
+        room = 0
+        for weight in self.weights:
+            room -= weight.master.nbytes
+            if room < 0 or not portions:
+                portions.append([])
+                room = PORTION_BYTES - weight.master.nbytes
+            portions[-1].append(weight)
+        return portions
+
+    def _norm(self, portions: list[list[Weight]]) -> Tensor:
+        """() global norm of the gradient, in float32 at least."""
+        if len(portions) == 1:
+            self._accumulate(portions[0])
+            return gathered(get_total_norm([w.master.grad for w in portions[0] if w.master.grad is not None]))
+        norms: list[Tensor] = []
+        for portion in portions:
+            for weight in portion:
+                if (gradient := weight.parameter.grad) is not None:
+                    norms.append(torch.linalg.vector_norm(gradient, dtype=weight.master.dtype))
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
 
     def zero_grad(self) -> None:
         """Drop all gradients, summed or not."""
-        for weight in self.weights:
+        self._drop(self.weights)
+
+    @staticmethod
+    def _drop(weights: Iterable[Weight]) -> None:
+        for weight in weights:
             weight.parameter.grad = None
             weight.master.grad = None
 

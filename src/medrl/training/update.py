@@ -136,7 +136,8 @@ def _accumulate(
                 if may_stop:
                     stopping.check()
                 terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
-                optimizer.accumulate()
+                if len(micro_batches) > 1:
+                    optimizer.accumulate()
                 totals.add(terms, scored, micro_batch, old_logprobs)
             return totals, micro_batches
         except torch.OutOfMemoryError as error:
