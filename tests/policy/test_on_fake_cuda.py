@@ -11,7 +11,9 @@ from torch import Tensor
 from medrl.bench.limits import Work
 from medrl.bench.models import SIZES, ask, build_policy, make_examples, question
 from medrl.bench.step import StepBench, make_step
+from medrl.policy.layout import pack
 from medrl.policy.lora import Lora
+from medrl.policy.packed_attention import BACK_ENDS
 from medrl.rollout.decoder import Decoder
 from medrl.rollout.prefill import prefill
 from medrl.rollout.rows import begin
@@ -101,6 +103,16 @@ def test_a_training_pass_stays_on_the_device_and_no_layer_waits(saving, tmp_path
             grads = sum(parameter.grad.nbytes for parameter in learning)
             assert kept > 0 and gpu.live - before < grads + 512 * (len(learning) + 50)
     assert waits[0] == waits[1]
+
+
+def test_the_dense_back_end_waits_for_nothing_once_it_is_planned():
+    layout = pack([torch.arange(5).expand(3, -1), torch.arange(3).expand(3, -1)], [[3, 4], [2]])
+    with FakeCuda() as gpu:
+        inputs = [torch.ones(1, heads, len(layout.group), 64, device="cuda") for heads in (2, 1, 1)]
+        dense = BACK_ENDS["dense"](layout.to("cuda"))
+        gpu.syncs.clear()
+        assert on_gpu(dense.attend(*inputs, 0.1), 1, 2, len(layout.group), 64, dtype=torch.float32)
+        assert gpu.syncs == []
 
 
 def test_a_reference_without_adapters_has_no_graph(tmp_path):
