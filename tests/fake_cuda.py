@@ -45,7 +45,6 @@ class FakeCuda(TorchDispatchMode):
         self.operations = 0
         self.live = self.peak = 0
         """Bytes of CUDA tensors."""
-        self.largest: dict[str, int] = {}
         self._known: set[int] = set()
         self._brought: Any = WeakIdKeyDictionary()
         """Values of what was copied to the device, until it is written to."""
