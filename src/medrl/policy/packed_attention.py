@@ -36,23 +36,25 @@ class DensePacked:
     """
 
     def __init__(self, layout: Layout) -> None:
-        lengths = torch.tensor(layout.group_lengths, device=layout.group.device)
+        device, lengths = layout.group.device, torch.tensor(layout.group_lengths)
         starts = lengths.cumsum(0) - lengths
-        inside = torch.arange(int(lengths.max()), device=lengths.device)
-        self.there = inside < lengths[:, None]  # (N, L)
-        self.index = (starts[:, None] + inside).where(self.there, starts[:, None])  # (N, L), padding repeats a token
-        blocks = [visible(_group(layout, n)) for n in range(len(lengths))]
-        self.mask = torch.zeros(len(lengths), 1, len(inside), len(inside), dtype=torch.bool, device=lengths.device)
-        for n, block in enumerate(blocks):
+        inside = torch.arange(max(layout.group_lengths))
+        there = inside < lengths[:, None]  # (N, L)
+        index = (starts[:, None] + inside).where(there, starts[:, None])  # (N, L), padding repeats a token
+        # Where the tokens are among all places is found here: every layer would wait for the device to count them.
+        self.index, self.places = index.to(device), there.flatten().nonzero()[:, 0].to(device)
+        self.mask = torch.zeros(len(lengths), 1, len(inside), len(inside), dtype=torch.bool, device=device)
+        for n in range(len(lengths)):
+            block = visible(_group(layout, n))
             self.mask[n, 0, : len(block), : len(block)] = block
         # A padded query attends to itself, so that its softmax is finite; it is dropped again below.
-        self.mask |= torch.eye(len(inside), dtype=torch.bool, device=lengths.device)
+        self.mask |= torch.eye(len(inside), dtype=torch.bool, device=device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         key, value = share_heads(query, key), share_heads(query, value)
         q, k, v = (x[0][:, self.index].transpose(0, 1) for x in (query, key, value))  # (N, heads, L, D)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=scale)
-        return out.transpose(0, 1)[:, self.there][None]  # (1, heads, T, D)
+        return out.transpose(0, 1).flatten(1, 2)[:, self.places][None]  # (1, heads, T, D)
 
 
 def _group(layout: Layout, n: int) -> Layout:

@@ -19,7 +19,9 @@ class Terms:
     """A micro-batch's share of the step's loss, and of the numbers that are reported with it."""
 
     loss: Tensor
-    policy: float
+    policy: Tensor
+    """() without gradient. Not yet a number: who reads it waits for the device, which is not to wait for the backward
+    pass that is still to be handed over."""
     kl_per_token: Tensor | None = None
     """(R, T) without gradient; None without a reference."""
     clipped_per_token: Tensor | None = None
@@ -58,7 +60,7 @@ def _grpo(
     )
     return Terms(
         terms.loss,
-        float(terms.policy),
+        terms.policy,
         None if ref_logprobs is None else terms.kl_per_token,
         terms.clipped_per_token,
         terms.sampling_weight,
@@ -75,7 +77,7 @@ def _imitation(
     old: Tensor | None,
 ) -> Terms:
     loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
-    return Terms(loss, float(loss.detach()))
+    return Terms(loss, loss.detach())
 
 
 TERMS: dict[type, Callable[..., Terms]] = {GRPO: _grpo, SFT: _imitation, RFT: _imitation}

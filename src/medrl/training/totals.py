@@ -78,7 +78,7 @@ class Totals:
 
     def add(self, terms: Terms, scored: ScoredCompletions, micro_batch: MicroBatch, old: Tensor | None) -> None:
         self.loss += float(terms.loss.detach())
-        self.policy += terms.policy
+        self.policy += float(terms.policy)
         self.kl += 0.0 if terms.kl_per_token is None else float(terms.kl_per_token.sum())
         self.clipped += 0.0 if terms.clipped_per_token is None else float(terms.clipped_per_token.sum())
         self.tokens += micro_batch.tokens

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
@@ -70,9 +71,14 @@ class Qwen2VL:
         """(patches, patch values), (images, 3) -> (image tokens, H): one pass for all images; a frozen tower keeps no
         graph."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
-            pixels = pixels.to(self.head.device, self.head.dtype)
-            images = Images.of(grids, self.head.device)
-            return self.vision(pixels, grid_thw=grids.to(self.head.device), images=images).pooler_output
+            device, merged = self.head.device, self.model.config.vision_config.spatial_merge_size
+            # From grids in main memory: transformers would ask the device for their values, four times.
+            planned = {
+                "images": Images.of(grids, device),
+                "position_ids": get_vision_position_ids(grids, merged).to(device),
+                "cu_seqlens": get_vision_cu_seqlens(grids).to(device),
+            }
+            return self.vision(pixels.to(device, self.head.dtype), grid_thw=grids, **planned).pooler_output
 
     @property
     def vision_frozen(self) -> bool:
