@@ -4,6 +4,7 @@ where Python waits for the device. No number is checked here; ``pytest -m gpu`` 
 import dataclasses
 import importlib.util
 
+import fake_cuda
 import pytest
 import torch
 from fake_cuda import FakeCuda
@@ -12,6 +13,7 @@ from torch import Tensor
 from medrl.bench.limits import Work
 from medrl.bench.models import SIZES, ask, build_policy, make_examples, question
 from medrl.bench.step import StepBench, make_step
+from medrl.grpo import GRPO
 from medrl.policy.layout import pack
 from medrl.policy.lora import Lora
 from medrl.policy.packed_attention import BACK_ENDS
@@ -21,7 +23,10 @@ from medrl.rollout.prefill import prefill
 from medrl.rollout.rows import begin
 from medrl.rollout.sampling import Sampling
 from medrl.training import optim
+from medrl.training.batches import TrainingGroup, cut
+from medrl.training.budget import Budget
 from medrl.training.optim import AdamW, Optim
+from medrl.training.update import update_policy
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing has to be imagined")
 
@@ -206,6 +211,25 @@ def test_the_head_goes_over_logits_once_in_either_direction(tmp_path):
         assert gpu.launched == ["_statistics"]
         scored.logprobs.sum().backward()
         assert gpu.launched == ["_statistics", "_slopes"]
+
+
+@pytest.mark.parametrize(("card_bytes", "pieces"), [(10**9, 1), (10**7, 4)])
+def test_a_step_is_cut_only_where_the_card_is_too_small_for_all_of_it(tmp_path, monkeypatch, card_bytes, pieces):
+    monkeypatch.setattr(fake_cuda, "CARD_BYTES", card_bytes)
+    with FakeCuda() as gpu:
+        policy, examples, _ = policy_on(gpu, tmp_path)
+        optimizer, budget = AdamW(policy.model.named_parameters(), Optim()), Budget(policy)
+        groups = tuple(
+            TrainingGroup(
+                prompt=ask(example), completions=((5,) * 40,) * GROUP, advantages=(1.0, -1.0, 0.0),
+                sampling_logprobs=((),) * GROUP,
+            )
+            for example in examples * 2
+        )  # fmt: skip
+        update_policy(
+            policy, groups, optimizer, GRPO(group_size=GROUP, kl_coef=0), lr=1e-3, tokens_per_micro_batch=budget
+        )
+        assert len(cut(policy, groups, GRPO(group_size=GROUP, kl_coef=0), budget)) == pieces
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -402,6 +402,21 @@ def test_patches_count_where_the_tower_learns(moved, batch):
     assert Budget(moved, 1).cost(10, 16) == 10
 
 
+@pytest.mark.parametrize(("peaks", "total", "tokens"), [
+    ([(100, 1000), (200, 1600)], 1000, 1146),  # 6 bytes a token and 400 whatever the size: 0.8 (9000 - 400) / 6
+    ([(100, 1000), (200, 1600)], 2000, 800),  # does not fit whole, so sums are kept: 0.8 (9000 - 400 - 2600) / 6
+    ([(100, 1000)], 700, 720),  # two groups did not fit, so all counts as a token's: 0.8 * 9000 / 10
+    ([(100, 10_000), (200, 10_600)], 9000, 1),  # nothing is left: a group at a time
+])  # fmt: skip
+def test_the_budget_is_what_is_free_over_what_a_token_takes(moved, monkeypatch, peaks, total, tokens):
+    says = {"mem_get_info": (10_000, 80_000), "memory_reserved": 500, "memory_allocated": 300}
+    for name, value in says.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    budget = Budget(moved)
+    budget.find(peaks, total, to_stay=1200, sums=2600)
+    assert budget.tokens == tokens
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_budget_is_found_from_the_memory_one_group_takes(make_policy, batch):
     policy = make_policy(torch.bfloat16)

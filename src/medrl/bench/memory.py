@@ -18,8 +18,8 @@ COPIES = 2.5
 outputs in each of 28 and 32 layers. Measured with a prototype of this engine (Qwen2-VL-2B's architecture, random
 bfloat16 weights, eager layers, one H100, torch 2.11, transformers 5.17); this engine has not run on a GPU yet. Counted
 tensor by tensor (``benchmarks/walk_memory.py``) it keeps 2.9 MB a token and 1.8 MB a patch."""
-DRAWN_BYTES = 32
-"""Per row and word of the vocabulary while a token is drawn: logits, log-softmax in float32, sums in float64."""
+DRAWN_BYTES = 8
+"""Per row and word of the vocabulary while a token is drawn: logits, and each word's share of its block, in float32."""
 LORA_SHARE = 0.01
 """Adapters over the weights they adapt: about rank 16 on a 2B."""
 
@@ -68,7 +68,7 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
     parts = {
         "weights": b * all_weights,
         "float32 weights": masters // pieces,
-        "gradients": 4 * trained // pieces,
+        "gradients": 4 * trained // pieces if is_summed(size, work, layout) else 0,
         "moments": 8 * trained // pieces,
         "reference": b * reference,
         "rollouts": rollout_bytes(size, work, b) if layout.samples else 0,
@@ -82,16 +82,27 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
     return {name: amount for name, amount in parts.items() if amount}
 
 
+def is_summed(size: Size, work: Work, layout: Layout) -> bool:
+    """Whether there are float32 gradients of all weights: not where a step goes through whole in half precision."""
+    if layout.element_bytes >= 4 or layout.gpus > 1:
+        return True
+    if work.prompts == 1:
+        return False
+    asked = layout.tokens_per_micro_batch
+    group = activation_bytes(size, work, replace(layout, tokens_per_micro_batch=None))
+    return asked is None or asked * activations_per_token(size, layout) < work.prompts * group
+
+
 def rollout_bytes(size: Size, work: Work, element_bytes: int) -> int:
     """Keys and values of all rows of a rank, and what drawing a token takes, at most.
 
     Held between steps as well: the captured graphs of decode steps keep their buffers, one set for each number of rows
-    that a batch has while its rows finish (``rollout/captured.py``).
+    that a batch has while its rows finish; what a step takes for a moment they share (``rollout/captured.py``).
     """
     rows = work.rows + sum(fewer for fewer in BUCKETS if fewer < work.rows)
     per_token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads) * element_bytes
     cached = per_token * (work.prompts * work.prompt_length + rows * work.completion_tokens)
-    return cached + DRAWN_BYTES * rows * size.vocabulary
+    return cached + DRAWN_BYTES * work.rows * size.vocabulary
 
 
 def activation_bytes(size: Size, work: Work, layout: Layout) -> int:

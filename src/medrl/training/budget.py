@@ -5,7 +5,7 @@ patches in it. Both are counted in one unit, a token of the language model.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
@@ -32,19 +32,22 @@ class Budget:
         """In tokens of the language model."""
         return tokens + self.tokens_per_patch * patches
 
-    def find(self, trial: Callable[[], None], cost: float, reserved_bytes: int) -> None:
-        """Set the budget from the memory one ``trial`` pass of known cost takes, on a GPU.
+    def find(self, peaks: Sequence[tuple[float, int]], total: float, *, to_stay: int, sums: int) -> None:
+        """Set the budget from what passes took, on a GPU.
 
         Args:
-            reserved_bytes: what will be allocated later and stay: gradients, and the optimizer's state.
+            peaks: cost of a pass, and the bytes it took at most with its gradients; of one group, or of one and of two,
+                which tells what grows with the cost from what does not.
+            total: cost of the whole step.
+            to_stay: bytes that will be allocated later and stay: the optimizer's moments.
+            sums: bytes of the gradients' sums, which only a step that is cut keeps.
         """
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        trial()
-        per_token = max(1.0, (torch.cuda.max_memory_allocated() - before) / cost)
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - before - reserved_bytes
-        self.tokens = max(1, int(SHARE_OF_FREE * free / per_token))
+        (cost, peak), *more = peaks
+        per_token = max(1.0, (more[0][1] - peak) / (more[0][0] - cost) if more else peak / cost)
+        fixed = max(0.0, peak - per_token * cost)
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - to_stay
+        whole = SHARE_OF_FREE * (free - fixed) / per_token
+        self.tokens = max(1, int(whole if total <= whole else SHARE_OF_FREE * (free - fixed - sums) / per_token))
         log.info(
             "micro-batches of up to %d tokens (%.2f MB each, %.1f GB free)", self.tokens, per_token / 1e6, free / 1e9
         )

@@ -145,11 +145,14 @@ class AdamW:
             weight.parameter.grad = None
             weight.master.grad = None
 
-    def bytes_to_come(self) -> int:
-        """Memory that gradients and moments will take and do not take yet."""
+    def moments_to_come(self) -> int:
+        """Bytes that moments will take and do not take yet."""
         missing = [weight.master for part, weight in self._each() if not part.state(weight)]
-        gradients = sum(weight.master.nbytes + weight.parameter.nbytes * weight.copied for weight in self.weights)
-        return gradients + len(MOMENTS) * sum(master.nbytes for master in missing)
+        return len(MOMENTS) * sum(master.nbytes for master in missing)
+
+    def bytes_of_sums(self) -> int:
+        """What the float32 sums of half-precision gradients take in a step that is cut."""
+        return sum(weight.master.nbytes for weight in self.weights if weight.copied)
 
     def bytes_saved(self) -> int:
         """What ``state_dict`` will hold once every parameter has been stepped."""

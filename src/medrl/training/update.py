@@ -191,21 +191,33 @@ def _accumulate_together(
 def _find_budget(
     policy: Scorer, divide: Divide, optimizer: AdamW, objective: Objective, temperature: float, budget: Budget
 ) -> None:
-    """Send one group through alone and see what it takes."""
-    alone = next(iter(divide(budget)), None)
-    if alone is None:
+    """Send one group through alone, and then two together, and see what they take."""
+    groups = divide(budget)
+    if not groups:
         return  # nothing to learn from in this step
+    costs = [budget.cost(group.tokens, group.patches) for group in groups]
 
-    def trial() -> None:
-        _backward(policy, alone, objective, temperature, None)
+    def take(micro_batch: MicroBatch) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _backward(policy, micro_batch, objective, temperature, None)
         optimizer.zero_grad()
+        return torch.cuda.max_memory_allocated() - before
 
     try:
-        trial()  # kernels are chosen and compiled, which is no part of the measure
-        budget.find(trial, budget.cost(alone.tokens, alone.patches), optimizer.bytes_to_come())
+        take(groups[0])  # kernels are chosen and compiled, which is no part of the measure
+        peaks = [(costs[0], take(groups[0]))]
     except torch.OutOfMemoryError as error:
         optimizer.zero_grad()
-        raise PolicyError(_describe_too_large([alone])) from error
+        raise PolicyError(_describe_too_large(groups[:1])) from error
+    if len(groups) > 1:
+        budget.tokens = math.ceil(costs[0] + costs[1])
+        try:
+            peaks.append((costs[0] + costs[1], take(divide(budget)[0])))
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad()  # two do not fit together: what one took has to do
+    budget.find(peaks, sum(costs), to_stay=optimizer.moments_to_come(), sums=optimizer.bytes_of_sums())
 
 
 def _spread(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tensor | None]:
