@@ -1,11 +1,11 @@
 """The command line: the table of commands. Each calls one function, and imports what is slow when it is called."""
 
-import importlib.metadata
 from typing import Annotated, Any
 
 import typer
 
 from medrl import cli_bench, cli_data, cli_eval, cli_import, cli_records, cli_scale, cli_study, cli_train, terminal
+from medrl.provenance import medrl_version
 
 COMMANDS = {
     "demo": cli_train.demo,
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"medrl {importlib.metadata.version('medrl')}")
+        typer.echo(f"medrl {medrl_version()}")
         raise typer.Exit
 
 

@@ -22,6 +22,14 @@ def describe_versions() -> dict[str, Any]:
     return {"versions": versions}
 
 
+def medrl_version() -> str:
+    """``0.1.0``; ``uninstalled`` where the program runs from its source alone."""
+    try:
+        return importlib.metadata.version("medrl")
+    except importlib.metadata.PackageNotFoundError:
+        return "uninstalled"
+
+
 @functools.cache
 def code_version() -> str:
     """``0.1.0+3f9c0a1b2c4d``: medrl's version, and a hash over its source, which tells two working copies apart."""
@@ -29,7 +37,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):
         digest.update(f"{path.relative_to(source).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return f"{importlib.metadata.version('medrl')}+{digest.hexdigest()[:12]}"
+    return f"{medrl_version()}+{digest.hexdigest()[:12]}"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -6,7 +6,6 @@ images/        each image once, under its own name or a digest's, without metada
 store.json     where it came from, under which license, counts, and a fingerprint over every field and byte
 """
 
-import importlib.metadata
 import json
 import shutil
 import uuid
@@ -28,6 +27,7 @@ from medrl.data.store_images import (
 )
 from medrl.data.store_rows import FORMAT_VERSION, WHAT_A_STORE_IS, check_examples, fingerprint_of, read_rows, write_rows
 from medrl.errors import DataError, SettingsError
+from medrl.provenance import medrl_version
 from medrl.types import Example
 
 _FIRST_STORES = 8
@@ -109,7 +109,7 @@ def write_store(
             modalities=totals["modality"],
             question_types=totals["question_type"],
             fingerprint=fingerprint_of(stored, digests),
-            created_by=f"medrl {_version()}",
+            created_by=f"medrl {medrl_version()}",
             extra=extra or {},
         )
         (draft / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
@@ -226,10 +226,3 @@ def _find_image(path: Path, image: Path, number: int) -> Path:
     if not (path / image).is_file():
         raise DataError(f"store {path}, row {number}: image {image} does not exist; import the data again")
     return path / image
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("medrl")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
