@@ -65,11 +65,11 @@ class Ahead:
 
     def _work(self) -> None:
         # A tokenizer that two threads use at once fails, and the main one decodes completions meanwhile.
-        processor: Any = None
+        encoder: Any = None
         while (task := self._tasks.get()) is not None:
             with task:
-                processor = processor or copy.deepcopy(self.policy.processor)
-                self.policy.prepare(task.prompt, processor)
+                encoder = encoder or copy.deepcopy(self.policy.encoder)
+                self.policy.prepare(task.prompt, encoder)
 
     def __enter__(self) -> "Ahead":
         for thread in self._threads:
