@@ -11,7 +11,8 @@ from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
-from medrl.policy.policy import REMEMBERED_PIXEL_BYTES, EncodedPrompt, Policy
+from medrl.policy.encoding import REMEMBERED_PIXEL_BYTES, EncodedPrompt
+from medrl.policy.policy import Policy
 from medrl.rollout.endpoint import Endpoint
 from medrl.rollout.engine import complete
 from medrl.rollout.sampling import Sampling

@@ -1,16 +1,20 @@
-"""What travels to an encoding process and back: a JSON object, and tensors as their plain bytes behind it."""
+"""What travels to an encoding process and back: a JSON object, and tensors as their plain bytes behind it.
+
+Whoever waits in the kernel has let go of Python's lock, and may wait 5 ms to have it back. So a message is taken in few
+pieces, and by numpy, which does not let go of the lock in between.
+"""
 
 import json
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _LENGTH = struct.Struct(">Q")
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.int64, torch.float32, torch.float64)}
 
 
 class ClosedError(Exception):
@@ -19,42 +23,44 @@ class ClosedError(Exception):
 
 def send(channel: socket.socket, content: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
     """Send one message. Raises ``ClosedError``."""
-    tensors = {name: tensor.contiguous() for name, tensor in (tensors or {}).items()}
-    shapes = [(name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()]
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in (tensors or {}).items()}
+    shapes = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     header = json.dumps({"content": content, "tensors": shapes}).encode()
     try:
         channel.sendall(_LENGTH.pack(len(header)) + header)
-        for tensor in tensors.values():
-            channel.sendall(_bytes_of(tensor))
+        for array in arrays.values():
+            channel.sendall(_bytes_of(array))
     except (BrokenPipeError, ConnectionResetError) as error:
         raise ClosedError from error
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Wait for one message. Raises ``ClosedError``."""
-    size = bytearray(_LENGTH.size)
-    _fill(channel, memoryview(size))
-    header = bytearray(_LENGTH.unpack(size)[0])
-    _fill(channel, memoryview(header))
+    length = bytearray(_LENGTH.size)
+    _fill(channel, [memoryview(length)])
+    header = bytearray(_LENGTH.unpack(length)[0])
+    _fill(channel, [memoryview(header)])
     message = json.loads(header)
-    tensors = {name: torch.empty(shape, dtype=_DTYPES[dtype]) for name, dtype, shape in message["tensors"]}
-    for tensor in tensors.values():
-        _fill(channel, _bytes_of(tensor))
-    return message["content"], tensors
+    arrays = {name: np.empty(shape, dtype) for name, dtype, shape in message["tensors"]}
+    _fill(channel, [_bytes_of(array) for array in arrays.values() if array.size])
+    return message["content"], {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    plain: Any = tensor.view(-1).view(torch.uint8).numpy()
-    return memoryview(plain)
+def _bytes_of(array: Any) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
-def _fill(channel: socket.socket, place: memoryview) -> None:
-    """Wait in the kernel until all is there: whoever comes back for every piece asks for Python's lock every time."""
-    try:
-        while place:
-            count = channel.recv_into(place, len(place), socket.MSG_WAITALL)
-            if count == 0:
-                raise ClosedError
-            place = place[count:]
-    except ConnectionResetError as error:
-        raise ClosedError from error
+def _fill(channel: socket.socket, places: Sequence[memoryview]) -> None:
+    """Wait until all that belongs there has come."""
+    rest = list(places)
+    while rest:
+        try:
+            count = channel.recvmsg_into(rest, 0, socket.MSG_WAITALL)[0]
+        except ConnectionResetError as error:
+            raise ClosedError from error
+        if count == 0:
+            raise ClosedError
+        while rest and count >= len(rest[0]):
+            count -= len(rest.pop(0))
+        if count:  # a signal came in between
+            rest[0] = rest[0][count:]

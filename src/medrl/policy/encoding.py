@@ -1,5 +1,7 @@
 """Prompts -> token ids, positions and pixels. No model is needed, so that it can be done in another process."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +13,9 @@ from torch import Tensor
 from medrl.data.images import open_image
 from medrl.policy.positions import rotary_positions
 from medrl.types import Prompt
+
+REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 2**30, 4096
+"""Enough for the prompts of two steps: of the one that computes, and of the one that is prepared meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,41 @@ class EncodedPrompt:
     def next_position(self) -> int:
         """Position of the first completion token, on all three axes."""
         return int(self.positions.max()) + 1
+
+
+class EncodedPrompts:
+    """Those encoded last, as many as fit: a step reads its prompts twice, for the rollouts and for the update."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, EncodedPrompt] = OrderedDict()
+        self._pixel_bytes = 0
+        self._changing = threading.Lock()
+
+    def get(self, prompt: Prompt) -> EncodedPrompt | None:
+        """By what it asks of which images; another example may have asked the same."""
+        return self._known.get(_key(prompt))
+
+    def add(self, prompt: Prompt, encoded: EncodedPrompt) -> None:
+        """Remember it, and forget the oldest for it where there is no room."""
+        with self._changing:
+            before = self._known.pop(_key(prompt), None)
+            self._known[_key(prompt)] = encoded
+            self._pixel_bytes += encoded.pixel_bytes - (before.pixel_bytes if before else 0)
+            while len(self._known) > REMEMBERED_PROMPTS or (
+                len(self._known) > 1 and self._pixel_bytes > REMEMBERED_PIXEL_BYTES
+            ):
+                _, oldest = self._known.popitem(last=False)
+                self._pixel_bytes -= oldest.pixel_bytes
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._changing:
+            self._known.clear()
+            self._pixel_bytes = 0
+
+
+def _key(prompt: Prompt) -> str:
+    return "\0".join([prompt.text, *map(str, prompt.images)])
 
 
 class Encodes(Protocol):

@@ -7,8 +7,6 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 
 import copy
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from medrl.errors import PolicyError, PromptTooLongError
 from medrl.phases import phase
 from medrl.policy import lora
-from medrl.policy.encoding import EncodedPrompt, Encoder, Encodes
+from medrl.policy.encoding import EncodedPrompt, EncodedPrompts, Encoder, Encodes
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
 from medrl.policy.fused import Kernels, head_is_fused, head_kernels
@@ -52,9 +50,6 @@ from medrl.policy.logprobs import token_logprobs
 from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
-
-REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 2**30, 4096
-"""Enough for the prompts of two steps: of the one that computes, and of the one that is prepared meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +94,7 @@ class Policy:
         self._features = FrozenFeatures()
         self._weights_rest = False
         self._reference: Policy | None = None
-        self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
-        self._remembering = threading.Lock()
+        self._remembered = EncodedPrompts()
 
     @classmethod
     def load(
@@ -274,7 +268,7 @@ class Policy:
         """
         # Two examples may ask the same thing of the same image; each keeps its own name.
         with phase("data"):
-            encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
+            encoded = [replace(self._remembered.get(p) or self._encode(p), id=p.id) for p in prompts]
         for prompt in encoded:
             self._check_fits(prompt, room_tokens)
         return encoded
@@ -288,26 +282,17 @@ class Policy:
 
     def prepare(self, prompt: Prompt, encoder: Encodes) -> None:
         """Have encoded what ``encode`` will be asked for soon; from another thread, with an encoder of its own."""
-        if _key(prompt) not in self._encoded:
-            self._remember(prompt, encoder.encode(prompt))
+        if self._remembered.get(prompt) is None:
+            self._remembered.add(prompt, encoder.encode(prompt))
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         encoded = self.encoder.encode(prompt)
-        self._remember(prompt, encoded)
+        self._remembered.add(prompt, encoded)
         return encoded
-
-    def _remember(self, prompt: Prompt, encoded: EncodedPrompt) -> None:
-        """A step reads its prompts twice, for the rollouts and for the update."""
-        with self._remembering:
-            self._encoded[_key(prompt)] = encoded
-            while len(self._encoded) > REMEMBERED_PROMPTS or (
-                len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
-            ):
-                self._encoded.popitem(last=False)
 
     def forget_prompts(self) -> None:
         """Encode every prompt anew when it comes again."""
-        self._encoded.clear()
+        self._remembered.clear()
 
     def _check_fits(self, prompt: EncodedPrompt, room_tokens: int) -> None:
         limit, length = self.family.context_tokens, len(prompt.token_ids)
@@ -447,7 +432,3 @@ def load_policy(settings: PolicySettings) -> Policy:
     policy.kernels = settings.kernels
     policy.compile_layers(settings.compile_layers)
     return policy
-
-
-def _key(prompt: Prompt) -> str:
-    return "\0".join([prompt.text, *map(str, prompt.images)])
