@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from medrl.evaluation.evaluate import evaluate
 from medrl.evaluation.settings import EvalSettings
 from medrl.grpo import GRPO
 from medrl.policy import encoding, encoding_process
+from medrl.policy.channel import ClosedError, receive, send
 from medrl.policy.encoding import Encoder
 from medrl.policy.encoding_process import EncodingProcess
 from medrl.policy.encoding_worker import describe
@@ -122,6 +125,28 @@ def test_every_error_of_ours_comes_back_as_it_was():
     for error in [*plain, ImageError(Path("a.png"), "why", "what to do"), MissingExtraError("nibabel", "nifti")]:
         found = encoding_process._error_from(describe(error))
         assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
+
+
+def test_messages_travel_whole_or_are_missed():
+    ours, theirs = socket.socketpair()
+    tensors = {
+        "large": torch.arange(300_000.0).reshape(2, 3, -1),
+        "none": torch.empty(0, 3, dtype=torch.long),
+        "turned": torch.arange(12).reshape(3, 4).T,
+    }
+    with ours, theirs:
+        sender = threading.Thread(target=send, args=(theirs, {"path": "a\udcff \u00e9"}, tensors))
+        sender.start()
+        content, found = receive(ours)
+        sender.join()
+        assert content == {"path": "a\udcff \u00e9"} and found.keys() == tensors.keys()
+        assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in tensors.items())
+        theirs.sendall((100).to_bytes(8, "big") + b"{")
+        theirs.close()
+        with pytest.raises(ClosedError):
+            receive(ours)
+        with pytest.raises(ClosedError):
+            send(ours, {})
 
 
 # ---------------------------------------------------------------- how it lives

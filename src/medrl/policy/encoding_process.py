@@ -96,7 +96,7 @@ class EncodingProcess:
             self.kill()
             raise PolicyError(
                 f"a process that prepares images does it with {image_processor}, and this one with {ours}, which may "
-                "differ by a rounding: set training.data_processes to false"
+                "differ by a rounding: set data_processes (in training, or in EvalSettings) to false"
             )
 
     def _failed(self, at: str) -> DataError:
@@ -108,8 +108,8 @@ class EncodingProcess:
         else:
             how = f"it ended with code {code} and these words: {self._last_words() or '(none)'}"
         return DataError(
-            f"a process that prepares prompts failed at {at}: {how}. With training.data_processes false, this process "
-            "prepares them itself. What was saved is whole"
+            f"a process that prepares prompts failed at {at}: {how}. With data_processes false (in training, or in "
+            "EvalSettings), this process prepares them itself. What was saved is whole"
         )
 
     def _wait(self) -> int | None:
