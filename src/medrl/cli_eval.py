@@ -74,6 +74,12 @@ def evaluate(
         Literal["auto", "on", "off"],
         typer.Option(help="Compile the layers; auto: on a GPU, for 10,000 questions or more."),
     ] = "auto",
+    data_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prepare images with so many processes on a GPU, else threads; default: cores, up to 8."
+        ),
+    ] = None,
     as_json: terminal.Json = False,
 ) -> None:
     """Ask a model every question of a store.
@@ -110,6 +116,7 @@ def evaluate(
         top_p=top_p,
         top_k=top_k,
         seed=seed,
+        data_workers=data_workers,
         dtype=dtype,
         min_pixels=min_pixels,
         max_pixels=max_pixels,

@@ -7,7 +7,7 @@ import pytest
 
 from medrl.data.prompts import make_prompt
 from medrl.errors import DataError, ImageError
-from medrl.policy import policy as policy_module
+from medrl.policy import encoding
 from medrl.training.ahead import Ahead
 from medrl.types import Prompt
 
@@ -21,13 +21,13 @@ def test_what_was_prepared_is_what_would_have_been_encoded(make_policy, prompts,
     expected = make_policy().encode(prompts)
     policy = make_policy()
     threads = set()
-    inner = policy_module.open_image
+    inner = encoding.open_image
 
     def open_image(path):
         threads.add(threading.current_thread().name)
         return inner(path)
 
-    monkeypatch.setattr(policy_module, "open_image", open_image)
+    monkeypatch.setattr(encoding, "open_image", open_image)
     with Ahead(policy) as ahead:
         ahead.start(prompts)
         ahead.wait()
@@ -65,13 +65,13 @@ def test_an_image_that_cannot_be_read_is_named_where_it_is_waited_for(make_polic
 class Faulty:
     """A policy whose prompts are prepared as their texts say."""
 
-    processor = None
+    encoder = None
 
     def __init__(self) -> None:
         self.prepared: list[str] = []
         self.release = threading.Event()
 
-    def prepare(self, prompt, processor=None):
+    def prepare(self, prompt, encoder):
         if prompt.text == "hangs":
             self.release.wait(30)
         elif prompt.text == "dies":

@@ -305,7 +305,13 @@ def test_other_settings_are_refused_by_name(whole, model_folder, examples, livel
 
 def test_settings_that_change_no_result_may_change(whole, model_folder, examples, lively, small):
     run, weights = whole
-    other = {"data_workers": 1, "save_every": 1, "keep_checkpoints": 5, "tokens_per_micro_batch": 512}
+    other = {
+        "data_workers": 1,
+        "data_processes": False,
+        "save_every": 1,
+        "keep_checkpoints": 5,
+        "tokens_per_micro_batch": 512,
+    }
     policy = Policy.load(model_folder)
     train(
         policy, examples, lively, OBJECTIVE,

@@ -13,7 +13,7 @@ from medrl.bench.baselines import generate_with_transformers
 from medrl.bench.limits import Elapsed, clock, median
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.bench.step import device_name, fused_parts
-from medrl.evaluation.answer import complete_reading_ahead
+from medrl.evaluation.answer import complete_reading_ahead, reading_ahead
 from medrl.policy.layers import Compilation
 from medrl.provenance import describe_machine
 from medrl.rollout.sampling import Sampling
@@ -43,18 +43,22 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     policy = build_policy(find_size(settings.model), settings.image_px, device, dtype)
-    policy.compile_layers(settings.compile_layers, to_train=False)
     sampling = Sampling(temperature=0, max_new_tokens=settings.completion_tokens)
-    with tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder,
+        reading_ahead(policy) as ahead,
+    ):
+        policy.compile_layers(settings.compile_layers, to_train=False)
         text = question(policy.processor, settings.prompt_tokens)
         examples = make_examples(Path(folder), settings.items, settings.image_px, text)
         prompts = [ask(example) for example in examples]
+        ahead.wait_for_processes()  # an evaluation is longer than their start
 
         tally = Tally()
 
         def ours(some: Sequence[Prompt]) -> list[tuple[int, ...]]:
             tally.decode_steps = 0
-            batches = complete_reading_ahead(policy, some, sampling, at_once=settings.batch_size, tally=tally)
+            batches = complete_reading_ahead(policy, some, sampling, ahead, at_once=settings.batch_size, tally=tally)
             found = {one.number: one.completions[0].token_ids for batch in batches for one in batch}
             return [found[number] for number in range(len(some))]
 

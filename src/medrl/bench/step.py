@@ -15,15 +15,17 @@ from medrl.bench.limits import Elapsed, Rates, Work, clock, measure_rates, media
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO, group_advantages
-from medrl.phases import timing
+from medrl.phases import phase, timing
 from medrl.policy.layers import Compilation
 from medrl.policy.policy import Policy
 from medrl.provenance import describe_machine
 from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
+from medrl.training.ahead import Ahead, choose_processes
 from medrl.training.batches import pack_groups
 from medrl.training.budget import Budget
 from medrl.training.optim import AdamW, Optim
+from medrl.training.settings import Training
 from medrl.training.totals import Update
 from medrl.training.update import update_policy
 from medrl.types import Completion, Example, Score
@@ -99,18 +101,25 @@ def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBenc
     if settings.kl_coef > 0:
         policy.freeze_reference()
     take_step = make_step(policy, settings)
-    per_step = settings.work.prompts
+    per_step, workers = settings.work.prompts, Training().data_workers
+    batches = [examples[start : start + per_step] for start in range(0, len(examples), per_step)]
+    turns = [[ask(example) for example in batch] for batch in batches]
     times, phases, updates = [], [], []
-    for number in range(warm + settings.steps):
-        if number == warm and device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        batch = examples[number * per_step : (number + 1) * per_step]
-        with clock(device) as elapsed, timing(exact=True) as spent:
-            update = take_step(batch, number)
-        if number >= warm:
-            times.append(elapsed)
-            phases.append(spent)
-            updates.append(update)
+    with Ahead(policy, workers, processes=choose_processes("auto", workers, policy.device)) as ahead:
+        ahead.start(turns[0])
+        ahead.wait_for_processes()  # a run is longer than their start
+        for number, batch in enumerate(batches):
+            if number == warm and device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            with clock(device) as elapsed, timing(exact=True) as spent:
+                with phase("data"):
+                    ahead.wait()
+                ahead.start(turns[number + 1] if number + 1 < len(turns) else [])
+                update = take_step(batch, number)
+            if number >= warm:
+                times.append(elapsed)
+                phases.append(spent)
+                updates.append(update)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident_bytes()
     return Timed(times, phases, updates, peak)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from medrl.evaluation.grading import grade
 from medrl.evaluation.option_probs import option_probs
 from medrl.evaluation.samples import majority
 from medrl.evaluation.settings import EvalSettings
-from medrl.policy.policy import REMEMBERED_PIXEL_BYTES, EncodedPrompt, Policy
+from medrl.policy.encoding import REMEMBERED_PIXEL_BYTES, EncodedPrompt
+from medrl.policy.policy import Policy
 from medrl.rollout.endpoint import Endpoint
 from medrl.rollout.engine import complete
 from medrl.rollout.sampling import Sampling
 from medrl.rollout.scheduler import Finished, Tally
-from medrl.training.ahead import Ahead
+from medrl.training.ahead import Ahead, choose_processes
 from medrl.types import Completion, EvalRecord, Example, Prompt, Sample, relative_to
 
 Question = tuple[Example, Prompt]
+MOST_WORKERS = 8
+"""Preparing prompts, where nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,25 +37,41 @@ class Answers:
 
 
 def answer(
-    policy: Policy | Endpoint, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+    policy: Policy | Endpoint,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    root: str | Path | None,
+    ahead: Ahead | None = None,
 ) -> Iterator[Answers]:
-    """Ask them all; answers come as they are ready, to be kept at once. ``root`` as for ``make_record``.
+    """Ask them all; answers come as they are ready, to be kept at once.
+
+    Args:
+        root: as for ``make_record``.
+        ahead: what prepares prompts, open; None: as the settings say, for as long as this takes.
 
     Raises ``EndpointError`` when a server fails for good.
     """
     if isinstance(policy, Endpoint):
         yield from _answer_by_server(policy, questions, settings, root)
         return
-    yield from _answer_here(policy, questions, settings, root)
+    with nullcontext(ahead) if ahead is not None else reading_ahead(policy, settings) as ahead:
+        yield from _answer_here(policy, questions, settings, root, ahead)
+
+
+def reading_ahead(policy: Policy, settings: EvalSettings | None = None) -> Ahead:
+    """What decodes, resizes and tokenizes the next questions while some are answered; to be opened."""
+    settings = settings or EvalSettings()
+    workers = settings.data_workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    return Ahead(policy, workers, processes=choose_processes(settings.data_processes, workers, policy.device))
 
 
 def _answer_here(
-    policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None
+    policy: Policy, questions: Sequence[Question], settings: EvalSettings, root: str | Path | None, ahead: Ahead
 ) -> Iterator[Answers]:
     prompts, tally = [prompt for _, prompt in questions], Tally()
     sampling, k, at_once = settings.sampling, settings.samples, settings.batch_size
     batches = complete_reading_ahead(
-        policy, prompts, sampling, at_once=at_once, group_size=k, seed=settings.seed, tally=tally
+        policy, prompts, sampling, ahead, at_once=at_once, group_size=k, seed=settings.seed, tally=tally
     )
     while True:
         with policy.looking_once():  # to score the options, the images need not be seen again
@@ -63,28 +83,27 @@ def _answer_here(
 
 
 def complete_reading_ahead(
-    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, *, at_once: int, **options: Any
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, ahead: Ahead, *, at_once: int, **options: Any
 ) -> Iterator[list[Finished]]:
-    """``engine.complete``, while threads decode, resize and tokenize what comes next."""
+    """``engine.complete``, while ``ahead`` decodes, resizes and tokenizes what comes next."""
     together = max(1, at_once // 4)  # as many prompts as may be held ready, once it is known how large they are
+    ahead.start([])  # whoever used it before may have stopped early
 
-    with Ahead(policy, workers=min(8, os.cpu_count() or 1)) as ahead:
-
-        def encode(numbers: Sequence[int]) -> list[EncodedPrompt]:
-            nonlocal together
-            encoded: list[EncodedPrompt] = []
+    def encode(numbers: Sequence[int]) -> list[EncodedPrompt]:
+        nonlocal together
+        encoded: list[EncodedPrompt] = []
+        ahead.wait()
+        while len(encoded) < len(numbers):
+            some = [prompts[n] for n in numbers[len(encoded) : len(encoded) + together]]
+            ahead.start(some)  # none that is ready is made ready again
             ahead.wait()
-            while len(encoded) < len(numbers):
-                some = [prompts[n] for n in numbers[len(encoded) : len(encoded) + together]]
-                ahead.start(some)  # none that is ready is made ready again
-                ahead.wait()
-                encoded += policy.encode(some, room_tokens=sampling.max_new_tokens)
-                largest = max(prompt.pixel_bytes for prompt in encoded)
-                together = max(1, min(at_once, REMEMBERED_PIXEL_BYTES // (2 * largest or 1)))
-            ahead.start(prompts[numbers[-1] + 1 :][:together])
-            return encoded
+            encoded += policy.encode(some, room_tokens=sampling.max_new_tokens)
+            largest = max(prompt.pixel_bytes for prompt in encoded)
+            together = max(1, min(at_once, REMEMBERED_PIXEL_BYTES // (2 * largest or 1)))
+        ahead.start(prompts[numbers[-1] + 1 :][:together])
+        return encoded
 
-        yield from complete(policy, prompts, sampling, at_once=at_once, encode=encode, **options)
+    return complete(policy, prompts, sampling, at_once=at_once, encode=encode, **options)
 
 
 def _records(

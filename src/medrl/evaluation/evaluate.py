@@ -37,6 +37,7 @@ from medrl.runs import (
     write_records_atomically,
 )
 from medrl.settings import choose_settings
+from medrl.training.ahead import Ahead
 from medrl.types import EvalRecord, Example
 
 __all__ = ["EvalSettings", "Evaluation", "evaluate", "evaluate_store", "make_record"]
@@ -64,6 +65,7 @@ def evaluate(
     facts: Mapping[str, Any] | None = None,
     settings: EvalSettings | None = None,
     shard: Shard | None = None,
+    ahead: Ahead | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> Evaluation:
@@ -77,6 +79,7 @@ def evaluate(
         facts: more to keep in the summary, e.g. ``name``, ``model``, ``store``.
         settings: see ``EvalSettings``; or give its fields as keyword arguments.
         shard: ask only this part; whichever shard finds everything answered writes records and summary of all.
+        ahead: what prepares the prompts, where it serves several evaluations; else as the settings say.
 
     Raises:
         RunError: ``out`` holds answers to something else.
@@ -105,7 +108,7 @@ def evaluate(
     if missing:
         folder = shard.folder(out) if shard else out
         start = Start(out=out, folder=folder, asked=asked, started=started, questions=len(questions))
-        decode_steps = _ask(policy, missing, settings, root, start, name, quiet)
+        decode_steps = _ask(policy, missing, settings, root, start, name, ahead, quiet)
         done = read_answered(out, questions)
     ordered = [done[id] for id in questions if id in done]
     summary = {
@@ -145,6 +148,7 @@ def evaluate_store(
     limit: int | None = None,
     settings: EvalSettings | None = None,
     shard: Shard | None = None,
+    ahead: Ahead | None = None,
     quiet: bool = False,
 ) -> Evaluation:
     """``evaluate`` on a store, with where everything came from written into the summary."""
@@ -169,6 +173,7 @@ def evaluate_store(
         facts=facts,
         settings=settings,
         shard=shard,
+        ahead=ahead,
         quiet=quiet,
     )
 
@@ -180,12 +185,13 @@ def _ask(
     root: str | Path | None,
     start: Start,
     name: str,
+    ahead: Ahead | None,
     quiet: bool,
 ) -> int:
     """Append every answer to the records as it comes. Returns the steps of decoding that took."""
     answered, right, refused, decode_steps = 0, 0, {}, 0
     with Progress(len(questions), noun=f"evaluate {name}, question", quiet=quiet) as progress:
-        for answers in answer(policy, questions, settings, root):
+        for answers in answer(policy, questions, settings, root, ahead):
             if answers.records and not answered:
                 start.write(to_answer=len(questions))
             append_records(start.folder, answers.records)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from medrl.rollout.sampling import Sampling
 from medrl.settings import Settings
+from medrl.training.ahead import Processes
 from medrl.types import Mode
 
 
@@ -28,6 +29,10 @@ class EvalSettings(Settings):
     top_k: int = Field(default=0, ge=0)
     seed: int = 0
     """Sampling seed; unused in greedy decoding."""
+    data_workers: int | None = Field(default=None, ge=1)
+    """How many decode, resize and tokenize the next questions; None: one per core, at most 8. Changes only speed."""
+    data_processes: Processes = "auto"
+    """Whether these are processes, or threads of this one; auto: processes on a GPU. Changes only speed."""
 
     @model_validator(mode="after")
     def _several_are_drawn(self) -> "EvalSettings":

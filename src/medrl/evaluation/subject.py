@@ -7,7 +7,8 @@ A model is a model folder, a hub id, a run folder (its newest checkpoint that ve
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -17,6 +18,7 @@ import torch
 from medrl.data import store
 from medrl.data.prompts import TEMPLATES
 from medrl.errors import DataError, RunError, SettingsError
+from medrl.evaluation.answer import reading_ahead
 from medrl.evaluation.evaluate import EvalSettings, Evaluation, evaluate_store
 from medrl.evaluation.shards import Shard
 from medrl.policy.layers import Compilation
@@ -25,6 +27,7 @@ from medrl.policy.policy import Policy
 from medrl.rollout.endpoint import Endpoint
 from medrl.runs import Run, is_evaluation, is_run, read_summary
 from medrl.settings import load_settings
+from medrl.training.ahead import Ahead, Processes
 from medrl.training.checkpoint import latest_checkpoint
 from medrl.training.manifest import MANIFEST, verify
 from medrl.training.recipe import Recipe
@@ -105,6 +108,8 @@ class Wishes(TypedDict, total=False):
     top_p: float
     top_k: int
     seed: int
+    data_workers: int | None
+    data_processes: Processes
     dtype: Dtype | None
     compile_layers: Compilation
     min_pixels: int | None
@@ -141,21 +146,37 @@ def evaluate_templates(
         if out.exists() and not out.is_dir():
             raise DataError(f"{out} is a file; an evaluation needs a folder: choose another --out")
         _refuse_other_model(out, subject.name)
-    policy = _load(subject, wishes, questions) if endpoint is None else _checked(endpoint, wishes)
-    return {
-        template: evaluate_store(
-            policy,
-            test,
-            out=out,
-            model=subject.name,
-            train=train or subject.train,
-            limit=wishes.get("limit"),
-            settings=settings[template],
-            shard=wishes.get("shard"),
-            quiet=quiet,
-        )
-        for template, out in outs.items()
-    }
+    policy = _load(subject, wishes) if endpoint is None else _checked(endpoint, wishes)
+    with _prepared(policy, settings[next(iter(outs))], wishes, questions) as ahead:
+        return {
+            template: evaluate_store(
+                policy,
+                test,
+                out=out,
+                model=subject.name,
+                train=train or subject.train,
+                limit=wishes.get("limit"),
+                settings=settings[template],
+                shard=wishes.get("shard"),
+                ahead=ahead,
+                quiet=quiet,
+            )
+            for template, out in outs.items()
+        }
+
+
+@contextmanager
+def _prepared(
+    policy: Policy | Endpoint, settings: EvalSettings, wishes: Wishes, questions: int
+) -> Iterator[Ahead | None]:
+    """Within, a policy's layers are compiled; what reads ahead for it starts meanwhile."""
+    if isinstance(policy, Endpoint):
+        yield None
+        return
+    wanted = wishes.get("compile_layers", "auto")
+    with reading_ahead(policy, settings) as ahead:
+        policy.compile_layers(False if wanted == "auto" and questions < COMPILED_FROM else wanted, to_train=False)
+        yield ahead
 
 
 def _settings(subject: Subject, template: str | None, wishes: Wishes) -> EvalSettings:
@@ -174,18 +195,15 @@ def _settings(subject: Subject, template: str | None, wishes: Wishes) -> EvalSet
     )
 
 
-def _load(subject: Subject, wishes: Wishes, questions: int) -> Policy:
+def _load(subject: Subject, wishes: Wishes) -> Policy:
     loaded = subject.policy
-    policy = Policy.load(
+    return Policy.load(
         subject.source,
         dtype=wishes.get("dtype") or (loaded.dtype if loaded else _usual_dtype()),
         device=_own_device(),
         min_pixels=wishes.get("min_pixels") or (loaded.min_pixels if loaded else None),
         max_pixels=wishes.get("max_pixels") or (loaded.max_pixels if loaded else None),
     )
-    wanted = wishes.get("compile_layers", "auto")
-    policy.compile_layers(False if wanted == "auto" and questions < COMPILED_FROM else wanted, to_train=False)
-    return policy
 
 
 def _checked(endpoint: Endpoint, wishes: Wishes) -> Endpoint:

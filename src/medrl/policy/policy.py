@@ -7,8 +7,6 @@ scored = policy.logprobs(encoded, completions)      # one packed pass, image and
 
 import copy
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +19,10 @@ from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from medrl.data.images import open_image
 from medrl.errors import PolicyError, PromptTooLongError
 from medrl.phases import phase
 from medrl.policy import lora
+from medrl.policy.encoding import EncodedPrompt, EncodedPrompts, Encoder, Encodes
 from medrl.policy.families import FAMILIES
 from medrl.policy.features import FrozenFeatures
 from medrl.policy.fused import Kernels, head_is_fused, head_kernels
@@ -52,33 +50,6 @@ from medrl.policy.logprobs import token_logprobs
 from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
-
-REMEMBERED_PIXEL_BYTES, REMEMBERED_PROMPTS = 2**30, 4096
-"""Enough for the prompts of two steps: of the one that computes, and of the one that is prepared meanwhile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedPrompt:
-    """A prompt as the model reads it."""
-
-    id: str
-    token_ids: Tensor
-    """(P,) image placeholders expanded."""
-    positions: Tensor
-    """(3, P) rotary positions."""
-    pixels: Tensor | None
-    """(patches, patch values) of all its images."""
-    grids: Tensor
-    """(images, 3) patches in time, height, width."""
-
-    @property
-    def pixel_bytes(self) -> int:
-        return 0 if self.pixels is None else self.pixels.nbytes
-
-    @property
-    def next_position(self) -> int:
-        """Position of the first completion token, on all three axes."""
-        return int(self.positions.max()) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +94,7 @@ class Policy:
         self._features = FrozenFeatures()
         self._weights_rest = False
         self._reference: Policy | None = None
-        self._encoded: OrderedDict[str, EncodedPrompt] = OrderedDict()
-        self._remembering = threading.Lock()
+        self._remembered = EncodedPrompts()
 
     @classmethod
     def load(
@@ -298,31 +268,31 @@ class Policy:
         """
         # Two examples may ask the same thing of the same image; each keeps its own name.
         with phase("data"):
-            encoded = [replace(self._encoded.get(_key(p)) or self._encode(p), id=p.id) for p in prompts]
+            encoded = [replace(self._remembered.get(p) or self._encode(p), id=p.id) for p in prompts]
         for prompt in encoded:
             self._check_fits(prompt, room_tokens)
         return encoded
 
-    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
-        """Encode a prompt that ``encode`` will be asked for soon; from another thread, with a processor of its own."""
-        if _key(prompt) not in self._encoded:
-            self._encode(prompt, processor)
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes prompts for this policy, apart from its model. It shares the policy's processor."""
+        return Encoder(
+            processor=self.processor, image_token_id=self.family.image_token_id, merge_size=self.family.merge_size
+        )
 
-    def _encode(self, prompt: Prompt, processor: Any | None = None) -> EncodedPrompt:
-        """Encode and remember: a step reads its prompts twice, for the rollouts and for the update."""
-        images = [open_image(path) for path in prompt.images]
-        encoded = self.encode_turn(prompt.id, prompt.text, images, processor)
-        with self._remembering:
-            self._encoded[_key(prompt)] = encoded
-            while len(self._encoded) > REMEMBERED_PROMPTS or (
-                len(self._encoded) > 1 and sum(e.pixel_bytes for e in self._encoded.values()) > REMEMBERED_PIXEL_BYTES
-            ):
-                self._encoded.popitem(last=False)
+    def prepare(self, prompt: Prompt, encoder: Encodes) -> None:
+        """Have encoded what ``encode`` will be asked for soon; from another thread, with an encoder of its own."""
+        if self._remembered.get(prompt) is None:
+            self._remembered.add(prompt, encoder.encode(prompt))
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        encoded = self.encoder.encode(prompt)
+        self._remembered.add(prompt, encoded)
         return encoded
 
     def forget_prompts(self) -> None:
         """Encode every prompt anew when it comes again."""
-        self._encoded.clear()
+        self._remembered.clear()
 
     def _check_fits(self, prompt: EncodedPrompt, room_tokens: int) -> None:
         limit, length = self.family.context_tokens, len(prompt.token_ids)
@@ -333,23 +303,9 @@ class Policy:
                 f"{int((prompt.token_ids == self.family.image_token_id).sum())} tokens)"
             )
 
-    def encode_turn(self, id: str, text: str, images: Sequence[Image], processor: Any = None) -> EncodedPrompt:
+    def encode_turn(self, id: str, text: str, images: Sequence[Image]) -> EncodedPrompt:
         """One user turn, images first, as the chat template writes it with the assistant's turn begun."""
-        processor = processor or self.processor
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        turn = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        inputs = processor(text=[turn], images=list(images) or None, return_tensors="pt")
-        token_ids = inputs["input_ids"][0]
-        grids = inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
-        return EncodedPrompt(
-            id=id,
-            token_ids=token_ids,
-            positions=self.family.positions(token_ids, grids),
-            pixels=inputs.get("pixel_values"),
-            grids=grids,
-        )
+        return self.encoder.encode_turn(id, text, images)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion; the token that ended it is left out, every other special token is shown."""
@@ -476,7 +432,3 @@ def load_policy(settings: PolicySettings) -> Policy:
     policy.kernels = settings.kernels
     policy.compile_layers(settings.compile_layers)
     return policy
-
-
-def _key(prompt: Prompt) -> str:
-    return "\0".join([prompt.text, *map(str, prompt.images)])

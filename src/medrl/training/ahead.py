@@ -1,43 +1,68 @@
-"""The next step's images are decoded, resized and tokenized while this step computes."""
+"""The next step's images are decoded, resized and tokenized while this step computes: by threads or by processes."""
 
 import copy
+import logging
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError
+from medrl.policy.encoding_process import EncodingProcess
 from medrl.rollout.collect import Ask
 from medrl.training import distributed
 from medrl.training.scorer import Scorer
 from medrl.types import Example, Prompt
 
+log = logging.getLogger(__name__)
+Processes = Literal["auto"] | bool
 LIMIT_S = 300.0
 """Longest wait for one prompt's images: a disk that hangs ends the run instead of holding it for ever."""
 GRACE_S = 2.0
 """Seconds a thread may take to finish at the end; one that hangs is left behind."""
 
 
+def choose_processes(wanted: Processes, workers: int, device: torch.device) -> bool:
+    """Whether processes prepare prompts, or threads. Logged.
+
+    Half of what a small image costs holds Python's lock. On a GPU the main thread needs that for the next launch; on a
+    CPU there is no core to spare, and a process costs a start of seconds and half a gigabyte.
+    """
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):  # a choice among one is no news
+        return False
+    how = "chosen by auto" if wanted == "auto" else "as asked"
+    log.info("images: %d processes of their own (%s on %s)", workers, how, device)
+    return True
+
+
 class Ahead:
-    """Threads that prepare prompts into the policy's memory; decoding and resizing let go of Python's lock.
+    """Threads that prepare prompts into the policy's memory, by themselves or each by a process of its own.
 
     with Ahead(policy) as ahead:
         ahead.start(prompts)      # returns at once
         ahead.wait()              # what is still missing is waited for
+
+    Decoding and resizing let go of Python's lock, and so does waiting for a process. Until its process has started, a
+    thread prepares by itself: both give the same bits.
     """
 
-    def __init__(self, policy: Scorer, workers: int = 4, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, policy: Scorer, workers: int = 4, limit_s: float = LIMIT_S, *, processes: bool = False) -> None:
         self.policy = policy
         self.limit_s = limit_s
+        self._workers = workers
+        self._in_processes = processes
+        self._processes: list[EncodingProcess] = []
+        self._held = ExitStack()
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        # Not concurrent.futures: Python waits for its threads when it ends, also for one that hangs.
-        self._threads = [
-            threading.Thread(target=self._work, name=f"medrl-data-{number}", daemon=True) for number in range(workers)
-        ]
+        self._threads: list[threading.Thread] = []
         self._under_way: list[_Task] = []
 
     def start(self, prompts: Sequence[Prompt]) -> None:
@@ -63,18 +88,44 @@ class Ahead:
             if task.error is not None:
                 raise task.error
 
-    def _work(self) -> None:
+    def wait_for_processes(self) -> None:
+        """Until all have started, for who wants to know what they are worth; raises ``DataError`` if one cannot."""
+        for process in self._processes:
+            process.ready(wait=True)
+
+    def _work(self, process: EncodingProcess | None) -> None:
         # A tokenizer that two threads use at once fails, and the main one decodes completions meanwhile.
-        processor: Any = None
+        encoder: Any = None
         while (task := self._tasks.get()) is not None:
             with task:
-                processor = processor or copy.deepcopy(self.policy.processor)
-                self.policy.prepare(task.prompt, processor)
+                if process is not None and process.ready():
+                    self.policy.prepare(task.prompt, process)
+                else:
+                    encoder = encoder or copy.deepcopy(self.policy.encoder)
+                    self.policy.prepare(task.prompt, encoder)
 
     def __enter__(self) -> "Ahead":
-        for thread in self._threads:
+        with ExitStack() as held:
+            if self._in_processes:
+                self._start_processes(held)
+            self._held = held.pop_all()
+        # Not concurrent.futures: Python waits for its threads when it ends, also for one that hangs.
+        for number in range(self._workers):
+            process = self._processes[number] if self._processes else None
+            thread = threading.Thread(target=self._work, args=(process,), name=f"medrl-data-{number}", daemon=True)
+            self._threads.append(thread)
             thread.start()
         return self
+
+    def _start_processes(self, held: ExitStack) -> None:
+        if (encoder := self.policy.encoder) is None:
+            return
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="medrl-processor-", ignore_cleanup_errors=True))
+        encoder.processor.save_pretrained(folder)
+        for _ in range(self._workers):
+            process = EncodingProcess(encoder, Path(folder))
+            held.callback(process.close)
+            self._processes.append(process)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with suppress(queue.Empty):
@@ -82,9 +133,12 @@ class Ahead:
                 self._tasks.get_nowait()
         for _ in self._threads:
             self._tasks.put(None)
+        for process in self._processes:  # who is in the middle of a prompt has it ended
+            process.kill()
         ends = time.monotonic() + GRACE_S
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
+        self._held.close()
 
 
 class _Task:

@@ -22,7 +22,7 @@ from medrl.rollout.served import Rollouts, Server
 from medrl.runs import Run
 from medrl.settings import Settings
 from medrl.training import distributed
-from medrl.training.ahead import Ahead, make_foresight
+from medrl.training.ahead import Ahead, choose_processes, make_foresight
 from medrl.training.batches import Objective
 from medrl.training.budget import Budget
 from medrl.training.determinism import deterministic_kernels
@@ -172,11 +172,13 @@ def at_work(
         first_step = state.restore()
         distributed.check_same("weights", policy.fingerprint)
         policy.trained = True
+        workers = settings.data_workers
+        processes = choose_processes(settings.data_processes, workers, policy.device)
         with (
             Progress(settings.steps, first_step, quiet=quiet) as progress,
             state.saved_when_stopped(),
             stopping.at_safe_points(deadline),
-            Ahead(job.method.policy, settings.data_workers) as ahead,
+            Ahead(job.method.policy, workers, processes=processes) as ahead,
             tracking(trackers if distributed.first() else (), run, first_step) as track,
         ):
             ahead.start(coming(0))

@@ -15,6 +15,7 @@ from torch import Tensor
 from medrl.data.images import open_image
 from medrl.data.prompts import inline_options, neutralize
 from medrl.errors import DataError
+from medrl.policy.encoding import Encodes
 from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
 from medrl.training.batches import Batch, TrainingGroup
 from medrl.types import Group, Groups, Prompt
@@ -44,8 +45,8 @@ class ReleasedTurns:
         return self.policy.family
 
     @property
-    def processor(self) -> Any:
-        return self.policy.processor
+    def encoder(self) -> None:
+        """None: nothing is encoded ahead."""
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +58,7 @@ class ReleasedTurns:
         trailing = tokenizer("\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
         return [*self.policy.tokenize(completion), *trailing]
 
-    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
+    def prepare(self, prompt: Prompt, encoder: Encodes) -> None:
         """Nothing: its turns are not a policy's, and are made in ``pack``."""
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:

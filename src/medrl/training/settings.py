@@ -6,6 +6,7 @@ from pydantic import Field
 
 from medrl.rollout.sampling import Sampling
 from medrl.settings import Settings
+from medrl.training.ahead import Processes
 from medrl.training.curriculum import Curriculum
 from medrl.training.optim import Optim
 from medrl.types import Mode
@@ -29,7 +30,10 @@ class Training(Settings):
     """Tokens that go through the model together; patches of a vision tower that learns count as parts of a token. None
     finds it on a GPU, and takes 4096 on a CPU. Changes memory and speed, not the result."""
     data_workers: int = Field(default=4, ge=1)
-    """Threads that decode, resize and tokenize the next step's prompts. Changes speed, not the result."""
+    """How many decode, resize and tokenize the next step's prompts. Changes speed, not the result."""
+    data_processes: Processes = "auto"
+    """Whether these are processes, or threads of this one; auto: processes on a GPU. Each takes half a gigabyte of main
+    memory. Changes speed, not the result."""
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)

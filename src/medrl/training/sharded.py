@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from medrl.errors import CheckpointError, SettingsError
+from medrl.policy.encoding import Encoder, Encodes
 from medrl.policy.lora import has_lora
 from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
 from medrl.training.batches import MicroBatch
@@ -74,8 +75,8 @@ class Sharded:
         return self.inner.family
 
     @property
-    def processor(self) -> Any:
-        return self.policy.processor
+    def encoder(self) -> Encoder:
+        return self.policy.encoder
 
     @property
     def device(self) -> torch.device:
@@ -85,8 +86,8 @@ class Sharded:
     def reference(self) -> Policy:
         return self.policy.reference
 
-    def prepare(self, prompt: Prompt, processor: Any | None = None) -> None:
-        self.policy.prepare(prompt, processor)
+    def prepare(self, prompt: Prompt, encoder: Encodes) -> None:
+        self.policy.prepare(prompt, encoder)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         return self.policy.encode(prompts)

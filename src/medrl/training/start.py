@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "rollout",
     "data.train",  # what lies there must be the same, by its fingerprint
     "policy.checkpoint_activations",
+    "training.data_processes",
     "training.data_workers",
     "training.keep_checkpoints",
     "training.save_every",

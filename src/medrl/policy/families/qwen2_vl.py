@@ -13,6 +13,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
+from medrl.policy.positions import rotary_positions
 from medrl.policy.products import linear, use_fast_products
 
 
@@ -38,6 +39,7 @@ class Qwen2VL:
         use_fast_products(model)
         self.model: Any = model
         self.image_token_id = int(config.image_token_id)
+        self.merge_size = int(config.vision_config.spatial_merge_size)
         self.context_tokens = int(text_config.max_position_embeddings)
 
     @property
@@ -61,11 +63,7 @@ class Qwen2VL:
 
     def positions(self, token_ids: Tensor, grids: Tensor) -> Tensor:
         """(P,) token ids, (images, 3) patch grids -> (3, P) rotary positions."""
-        is_image = (token_ids == self.image_token_id).int()
-        positions, _ = self.model.model.get_rope_index(
-            token_ids[None], mm_token_type_ids=is_image[None], image_grid_thw=grids if len(grids) else None
-        )
-        return positions[:, 0]
+        return rotary_positions(token_ids, grids, self.image_token_id, self.merge_size)
 
     def image_features(self, pixels: Tensor, grids: Tensor) -> Tensor:
         """(patches, patch values), (images, 3) -> (image tokens, H): one pass for all images; a frozen tower keeps no
@@ -125,7 +123,7 @@ class Qwen2VL:
 
     def image_tokens(self, grids: Tensor) -> int:
         """How many tokens the images of these grids (images, 3) become."""
-        return int(grids.prod(-1).sum()) // self.model.config.vision_config.spatial_merge_size**2
+        return int(grids.prod(-1).sum()) // self.merge_size**2
 
     def embed_prompts(self, token_ids: Tensor, features: Tensor | None) -> Tensor:
         """(tokens,) of prompts end to end, features (image tokens, H) in the same order -> (tokens, H)."""

@@ -1,0 +1,154 @@
+"""A process of one's own that encodes prompts: opening, resizing and tokenizing then never hold this one's lock."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from medrl import errors
+from medrl.errors import DataError, ImageError, MedrlError, PolicyError
+from medrl.policy.channel import ClosedError, receive, send
+from medrl.policy.encoding import EncodedPrompt, Encoder
+from medrl.stopping import SIGNALS
+from medrl.types import Prompt
+
+PATIENCE_S = 5.0
+"""Longest wait for a process that was killed to be gone: one that waits for a disk cannot go."""
+LAST_WORDS = 1000
+"""Bytes shown of what a process that failed said last."""
+
+
+class EncodingProcess:
+    """Encodes as the encoder does that it is made from, bit for bit. Starting takes seconds; nobody waits for that.
+
+    For one thread; ``ready`` and ``kill`` may come from others.
+    """
+
+    def __init__(self, encoder: Encoder, folder: Path) -> None:
+        """Start it.
+
+        Args:
+            folder: where the encoder's processor was saved.
+        """
+        self._encoder = encoder
+        self._ready = False
+        self._starting = threading.Lock()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # for as long as the process is
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = _start(encoder, folder, theirs, self._said)
+
+    def ready(self, *, wait: bool = False) -> bool:
+        """Whether it has started; with ``wait``, once it has. Raises ``DataError`` if it ended instead."""
+        with self._starting:
+            if not self._ready and (wait or self._has_spoken()):
+                try:
+                    loaded, _ = receive(self._channel)
+                except ClosedError as error:
+                    raise self._failed("its start") from error
+                self._check_same(loaded["image_processor"])
+                self._ready = True
+        return self._ready
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """As ``Encoder.encode``, with its errors; ``DataError`` if the process ended meanwhile."""
+        self.ready(wait=True)
+        asked = {"id": prompt.id, "text": prompt.text, "images": [str(p) for p in prompt.images], "mode": prompt.mode}
+        try:
+            send(self._channel, asked)
+            answer, tensors = receive(self._channel)
+        except ClosedError as error:
+            images = ", ".join(map(str, prompt.images)) or "none"
+            raise self._failed(f"example {prompt.id} (images: {images})") from error
+        if "error" in answer:
+            raise _error_from(answer["error"])
+        return EncodedPrompt(id=prompt.id, pixels=tensors.pop("pixels", None), **tensors)
+
+    def kill(self) -> None:
+        """End it at once, whatever it is at: it has nothing to save. Who waits for it gets a ``DataError``."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it and let go of it."""
+        self.kill()
+        self._wait()
+        self._channel.close()
+        self._said.close()
+
+    def _has_spoken(self) -> bool:
+        try:
+            self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        return True
+
+    def _check_same(self, image_processor: str) -> None:
+        ours = type(self._encoder.processor.image_processor).__name__
+        if image_processor != ours:
+            self.kill()
+            raise PolicyError(
+                f"a process that prepares images does it with {image_processor}, and this one with {ours}, which may "
+                "differ by a rounding: set data_processes (in training, or in EvalSettings) to false"
+            )
+
+    def _failed(self, at: str) -> DataError:
+        code = self._wait()
+        if code == -signal.SIGKILL:
+            how = "it was killed, as a rule because memory ran out: lower training.data_workers (--data-workers)"
+        elif code is not None and code < 0:
+            how = f"it ended by {signal.Signals(-code).name}"
+        else:
+            how = f"it ended with code {code} and these words: {self._last_words() or '(none)'}"
+        return DataError(
+            f"a process that prepares prompts failed at {at}: {how}. With data_processes false (in training, or in "
+            "EvalSettings), this process prepares them itself. What was saved is whole"
+        )
+
+    def _wait(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(PATIENCE_S)
+
+    def _last_words(self) -> str:
+        end = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, end - LAST_WORDS))
+        return self._said.read().decode(errors="replace").strip()
+
+
+def _start(encoder: Encoder, folder: Path, channel: socket.socket, said: Any) -> "subprocess.Popen[bytes]":
+    # -P and the path: what it imports is what this process imports, and nothing from the working directory.
+    words = [sys.executable, "-P", "-m", "medrl.policy.encoding_worker", str(folder)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in sys.path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    # Blocked signals stay blocked in a child: Ctrl-C goes to it as well, and may come before it can ignore it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return subprocess.Popen(
+            [*words, str(encoder.image_token_id), str(encoder.merge_size)],
+            stdin=channel.fileno(), stdout=said, stderr=said, env=environment,
+        )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _error_from(found: dict[str, Any]) -> MedrlError:
+    """The error as it was raised in the other process."""
+    if found["image"] is not None:
+        path, reason, fix = found["image"]
+        return ImageError(Path(path), reason, fix)
+    kind = getattr(errors, found["kind"])
+    error = kind.__new__(kind, found["message"])  # some are made from other words than they say
+    assert isinstance(error, MedrlError)
+    return error

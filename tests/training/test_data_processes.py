@@ -1,0 +1,300 @@
+"""Processes that encode prompts: the same bits, the same errors, and nothing left behind however either side ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from medrl import errors
+from medrl.data.images import open_image
+from medrl.data.prompts import make_prompt
+from medrl.errors import DataError, ImageError, MedrlError, MissingExtraError, PolicyError
+from medrl.evaluation.evaluate import evaluate
+from medrl.evaluation.settings import EvalSettings
+from medrl.grpo import GRPO
+from medrl.policy import encoding, encoding_process
+from medrl.policy.channel import ClosedError, receive, send
+from medrl.policy.encoding import Encoder
+from medrl.policy.encoding_process import EncodingProcess
+from medrl.policy.encoding_worker import describe
+from medrl.policy.policy import Policy
+from medrl.training.ahead import Ahead, choose_processes
+from medrl.training.train import train
+from medrl.types import Prompt
+
+
+def turn(id: str, *images: Path, text: str = "Which modality was used?") -> Prompt:
+    return Prompt(id=id, text=text, images=images, mode="think")
+
+
+@pytest.fixture(scope="module")
+def any_size(make_policy):
+    """A policy whose images keep their sizes, within bounds."""
+    policy = make_policy()
+    policy.processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
+    return policy
+
+
+@pytest.fixture(scope="module")
+def folder(any_size, tmp_path_factory):
+    """Its processor, saved."""
+    folder = tmp_path_factory.mktemp("processors")
+    any_size.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def started(any_size, folder):
+    """Starts processes, and ends them after the test."""
+    processes = []
+
+    def start(encoder: Encoder | None = None) -> EncodingProcess:
+        processes.append(EncodingProcess(encoder or any_size.encoder, folder))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
+
+
+def at_its_start(code: str, tmp_path: Path, monkeypatch) -> None:
+    """Let processes that are started from now on run ``code`` first."""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def same(ours, theirs) -> bool:
+    pairs = [(getattr(ours, name), getattr(theirs, name)) for name in ("token_ids", "positions", "pixels", "grids")]
+    return ours.id == theirs.id and all(
+        (a is None and b is None) or (a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)) for a, b in pairs
+    )
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+def test_a_process_gives_the_same_bits_and_the_same_errors_and_may_hang_alone(any_size, noise, tmp_path):
+    noise(1).save(tmp_path / "square.png")
+    noise(2, 300, 90).save(tmp_path / "wide.jpg")
+    noise(3, 40, 64).convert("L").save(tmp_path / "gray.png")
+    Image.fromarray((torch.arange(64 * 64).reshape(64, 64) * 9).numpy().astype("uint16")).save(tmp_path / "deep é.png")
+    names = ("square.png", "wide.jpg", "gray.png", "deep é.png")
+    prompts = [
+        *(turn(name, tmp_path / name) for name in names),
+        turn("none", text="no image, but \u00e9\U0001f9e0"),
+        turn("three", *(tmp_path / name for name in names[1:]), text=""),
+    ]
+    expected = any_size.encode(prompts)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "square.png").read_bytes()[:300])
+    os.mkfifo(tmp_path / "hangs")  # as a disk that does not answer
+    any_size.forget_prompts()
+
+    with Ahead(any_size, workers=1, limit_s=60, processes=True) as ahead:
+        ahead.wait_for_processes()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoding, "open_image", None)  # none is opened in this process
+            ahead.start(prompts)
+            ahead.wait()
+            assert all(same(*pair) for pair in zip(any_size.encode(prompts), expected, strict=True))
+            for bad in ("torn.png", "missing.png"):
+                ahead.start([turn("bad", tmp_path / bad)])
+                with pytest.raises(ImageError) as found:
+                    ahead.wait()
+                with pytest.raises(ImageError) as known:
+                    open_image(tmp_path / bad)
+                assert str(found.value) == str(known.value) and vars(found.value) == vars(known.value)
+        ahead.limit_s = 0.2
+        ahead.start([turn("slow", tmp_path / "hangs")])
+        with pytest.raises(DataError, match=r"example slow is not ready after 0\.2 s"):
+            ahead.wait()
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.9  # sooner than a thread is given up: the process that hung was ended
+
+
+def test_every_error_of_ours_comes_back_as_it_was():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MedrlError)]
+    plain = [kind("what and why") for kind in kinds if kind not in (ImageError, MissingExtraError)]
+    for error in [*plain, ImageError(Path("a.png"), "why", "what to do"), MissingExtraError("nibabel", "nifti")]:
+        found = encoding_process._error_from(describe(error))
+        assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
+
+
+def test_messages_travel_whole_or_are_missed():
+    ours, theirs = socket.socketpair()
+    tensors = {
+        "large": torch.arange(300_000.0).reshape(2, 3, -1),
+        "none": torch.empty(0, 3, dtype=torch.long),
+        "turned": torch.arange(12).reshape(3, 4).T,
+    }
+    with ours, theirs:
+        sender = threading.Thread(target=send, args=(theirs, {"path": "a\udcff \u00e9"}, tensors))
+        sender.start()
+        content, found = receive(ours)
+        sender.join()
+        assert content == {"path": "a\udcff \u00e9"} and found.keys() == tensors.keys()
+        assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in tensors.items())
+        theirs.sendall((100).to_bytes(8, "big") + b"{")
+        theirs.close()
+        with pytest.raises(ClosedError):
+            receive(ours)
+        with pytest.raises(ClosedError):
+            send(ours, {})
+
+
+# ---------------------------------------------------------------- how it lives
+
+
+def test_what_libraries_print_and_ctrl_c_reach_nobody_and_its_death_is_told(
+    any_size, started, noise, tmp_path, monkeypatch
+):
+    at_its_start("print('noise on stdout')", tmp_path, monkeypatch)
+    noise(4).save(tmp_path / "image.png")
+    process = started()
+    pid = process._process.pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(pid, number)  # at once, when no handler can be there yet
+    assert same(
+        process.encode(turn("one", tmp_path / "image.png")), any_size.encode([turn("one", tmp_path / "image.png")])[0]
+    )
+    assert process._last_words().startswith("noise on stdout")
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert b"CUDA_VISIBLE_DEVICES=" in environment
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(
+        DataError, match=r"example two \(images: .*image\.png\): it was killed, as a rule because memory"
+    ):
+        process.encode(turn("two", tmp_path / "image.png"))
+
+
+def test_one_that_cannot_start_says_why(started, tmp_path, monkeypatch):
+    at_its_start(
+        "import os\nprint('no room for me')\nimport sys\nsys.stdout.flush()\nos._exit(3)", tmp_path, monkeypatch
+    )
+    with pytest.raises(
+        DataError, match=r"failed at its start: it ended with code 3 and these words: no room for me\. With"
+    ):
+        started().ready(wait=True)
+
+
+def test_nobody_waits_for_a_start(make_policy, make_examples, tmp_path, monkeypatch):
+    at_its_start("import time\ntime.sleep(60)", tmp_path, monkeypatch)
+    policy, began = make_policy(), time.monotonic()
+    with Ahead(policy, workers=2, processes=True) as ahead:
+        pids = [process._process.pid for process in ahead._processes]
+        ahead.start([make_prompt(example, template="plain") for example in make_examples(tmp_path, 3)])
+        ahead.wait()  # by the threads themselves
+    assert time.monotonic() - began < 20 and len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_another_image_processor_over_there_is_an_error(any_size, started):
+    class Other:
+        image_processor = object()
+
+    process = started(Encoder(processor=Other(), image_token_id=1, merge_size=2))
+    with pytest.raises(PolicyError, match="with Qwen2VLImageProcessor, and this one with object"):
+        process.ready(wait=True)
+
+
+def test_a_parent_that_is_killed_leaves_nothing_behind(processor, tmp_path):
+    folder = tmp_path / "processor"
+    processor.save_pretrained(folder)
+    # The parent needs to know no more of a processor than what its image processor is called.
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom types import SimpleNamespace as N\n"
+        "from medrl.policy.encoding import Encoder\nfrom medrl.policy.encoding_process import EncodingProcess\n"
+        "image_processor = type('Qwen2VLImageProcessor', (), {})()\n"
+        "encoder = Encoder(processor=N(image_processor=image_processor), image_token_id=1, merge_size=2)\n"
+        "processes = [EncodingProcess(encoder, Path(sys.argv[1])) for _ in range(2)]\n"
+        "processes[0].ready(wait=True)\nprint(*(p._process.pid for p in processes), flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = parent.stdout.readline().split()
+    assert len(pids) == 2 and all(map(alive, pids))
+    parent.kill()
+    parent.communicate()
+    ends = time.monotonic() + 30
+    while any(map(alive, pids)) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert not any(map(alive, pids)) and not folder.exists()
+
+
+def alive(pid: str) -> bool:
+    """Whether there is such a process, other than one that has ended and that nobody asks about."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_process_imports_neither_the_trainer_nor_a_model():
+    code = (
+        "import sys, medrl.policy.encoding_worker\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('medrl.')}\n"
+        "assert rooms <= {'policy', 'data', 'types', 'errors', 'stopping'}, rooms\n"
+        "assert not [name for name in sys.modules if name.startswith('transformers.models.qwen2_vl.modeling')]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- who uses them
+
+
+@pytest.fixture
+def by_processes_alone(monkeypatch):
+    """No thread helps out until they have started, and no image is opened in this process."""
+    ready = EncodingProcess.ready
+    monkeypatch.setattr(EncodingProcess, "ready", lambda self, wait=False: ready(self, wait=True))
+    monkeypatch.setattr(encoding, "open_image", None)
+
+
+def test_a_run_is_the_same_bit_for_bit(model_folder, examples, lively, small, tmp_path, request):
+    def trained(name, **options):
+        policy = Policy.load(model_folder)
+        settings = small.model_copy(update={"steps": 3, "data_workers": 1, **options})
+        objective = GRPO(group_size=2, kl_coef=0.04)
+        run = train(policy, examples, lively, objective, out=tmp_path / name, settings=settings, quiet=True)
+        return (run.path / "rollouts.jsonl").read_bytes(), policy.fingerprint()
+
+    by_threads = trained("threads", data_processes=False)
+    request.getfixturevalue("by_processes_alone")
+    assert trained("processes", data_processes=True) == by_threads
+
+
+def test_an_evaluation_is_the_same(make_policy, make_examples, tmp_path, request):
+    examples = make_examples(tmp_path / "images", 5)
+    settings = {
+        "mode": "no_think",
+        "template": "plain-no-think",
+        "max_new_tokens": 8,
+        "batch_size": 2,
+        "data_workers": 1,
+    }
+    by_threads = evaluate(
+        make_policy(), examples, out=tmp_path / "threads", settings=EvalSettings(**settings), quiet=True
+    )
+    request.getfixturevalue("by_processes_alone")
+    settings |= {"data_processes": True}
+    found = evaluate(make_policy(), examples, out=tmp_path / "processes", settings=EvalSettings(**settings), quiet=True)
+    assert found.records == by_threads.records
+
+
+def test_auto_takes_processes_on_a_gpu_and_says_so(caplog):
+    caplog.set_level("INFO", "medrl")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not choose_processes("auto", 4, cpu) and not choose_processes(False, 4, gpu) and caplog.messages == []
+    assert choose_processes("auto", 4, gpu) and choose_processes(True, 2, cpu)
+    assert caplog.messages == [
+        "images: 4 processes of their own (chosen by auto on cuda)",
+        "images: 2 processes of their own (as asked on cpu)",
+    ]
