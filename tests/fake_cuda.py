@@ -323,6 +323,7 @@ def _patches(gpu: FakeCuda) -> Iterator[Any]:
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
     yield mock.patch.object(FakeTensor, "tolist", tolist)
     yield mock.patch.object(torch.utils, "swap_tensors", swap)
+    yield mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor)
     yield mock.patch.object(torch.Tensor, "backward", lambda loss, *_, **__: gpu.backward(loss))
     yield mock.patch.object(torch._C, "_current_graph_task_id", lambda: 0)
     yield mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _sdpa)

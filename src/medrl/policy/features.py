@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
+def together(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """(patches of all, patch values) on the device; what lies in pinned memory is not waited for."""
+    return torch.cat([part.to(device, non_blocking=True) for part in pixels])
+
+
 class FrozenFeatures:
     """Caches image features until the pixel tensor is freed or the vision weights change."""
 
@@ -26,8 +31,9 @@ class FrozenFeatures:
             self._weights = weights
         new = [n for n, images in enumerate(pixels) if images not in self._known]
         if new:
-            together = family.image_features(torch.cat([pixels[n] for n in new]), torch.cat([grids[n] for n in new]))
+            unseen = together([pixels[n] for n in new], family.head.device)
+            features = family.image_features(unseen, torch.cat([grids[n] for n in new]))
             counts = [family.image_tokens(grids[n]) for n in new]
-            for n, part in zip(new, together.split(counts), strict=True):
+            for n, part in zip(new, features.split(counts), strict=True):
                 self._known[pixels[n]] = part.clone()  # a view would keep the whole batch
         return torch.cat([self._known[images] for images in pixels])

@@ -24,7 +24,7 @@ from medrl.phases import phase
 from medrl.policy import lora
 from medrl.policy.encoding import EncodedPrompt, EncodedPrompts, Encoder, Encodes
 from medrl.policy.families import FAMILIES
-from medrl.policy.features import FrozenFeatures
+from medrl.policy.features import FrozenFeatures, together
 from medrl.policy.fused import Kernels, head_is_fused, head_kernels
 from medrl.policy.layers import (
     Compilation,
@@ -46,7 +46,7 @@ from medrl.policy.loading import (
     resolve_model,
     set_pixel_bounds,
 )
-from medrl.policy.logprobs import token_logprobs
+from medrl.policy.logprobs import HALF, token_logprobs
 from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
 from medrl.types import Prompt
@@ -283,12 +283,24 @@ class Policy:
     def prepare(self, prompt: Prompt, encoder: Encodes) -> None:
         """Have encoded what ``encode`` will be asked for soon; from another thread, with an encoder of its own."""
         if self._remembered.get(prompt) is None:
-            self._remembered.add(prompt, encoder.encode(prompt))
+            self._remembered.add(prompt, self._staged(encoder.encode(prompt)))
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        encoded = self.encoder.encode(prompt)
+        encoded = self._staged(self.encoder.encode(prompt))
         self._remembered.add(prompt, encoded)
         return encoded
+
+    def _staged(self, encoded: EncodedPrompt) -> EncodedPrompt:
+        """Pixels in the model's precision where that is half, and where a GPU copies from while Python goes on.
+
+        They travel three times in a step, for rollouts, reference and update: 195 MB each time in float32, for eight
+        images of 1,008 pixels.
+        """
+        if encoded.pixels is None:
+            return encoded
+        dtype = self.family.head.dtype
+        pixels = encoded.pixels.to(dtype) if dtype in HALF else encoded.pixels
+        return replace(encoded, pixels=pixels.pin_memory() if self.device.type == "cuda" else pixels)
 
     def forget_prompts(self) -> None:
         """Encode every prompt anew when it comes again."""
@@ -379,7 +391,7 @@ class Policy:
             elif self.family.vision_frozen or self._weights_rest:
                 features = self._features.of(self.family, pixels, grids)
             else:
-                features = self.family.image_features(torch.cat(pixels), torch.cat(grids))
+                features = self.family.image_features(together(pixels, self.device), torch.cat(grids))
         return self.family.embed_prompts(token_ids, features)
 
     @contextmanager
