@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -100,6 +101,17 @@ def test_a_holder_shows_that_it_lives_and_leaves_when_another_took_over(tmp_path
     assert beat.is_set() and not left.is_set()
     claim.next.write_text("{}")
     assert left.wait(5)
+
+
+def test_a_holder_whose_folder_was_removed_goes_on_in_peace(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.01)
+    failed = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    claim = Claims(tmp_path / "claims").take()
+    shutil.rmtree(tmp_path / "claims")
+    claim._thread.join(0.2)
+    assert claim._thread.is_alive() and failed == []
+    claim._ended.set()
 
 
 def test_exclusive_gives_the_claim_back_also_after_an_error(tmp_path):

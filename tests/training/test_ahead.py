@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from medrl.data.prompts import make_prompt
 from medrl.errors import DataError, ImageError
@@ -50,6 +51,27 @@ def test_the_main_thread_may_use_the_tokenizer_meanwhile(make_policy, prompts):
                 policy.tokenize("which modality was used")
                 policy.decode([20, 21, 22])
             ahead.wait()
+
+
+def test_the_main_threads_operations_keep_all_cores_to_themselves(make_policy, prompts, monkeypatch):
+    teams = []
+    inner = encoding.open_image
+
+    def open_image(path):
+        teams.append(torch.get_num_threads())
+        return inner(path)
+
+    monkeypatch.setattr(encoding, "open_image", open_image)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Ahead(make_policy()) as ahead:
+            ahead.start(prompts)
+            ahead.wait()
+        assert set(teams) == {1}  # a second team of threads would slow every operation of the first
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_image_that_cannot_be_read_is_named_where_it_is_waited_for(make_policy, prompts):

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HEARTBEAT_S = 5.0
@@ -102,7 +102,8 @@ class Claim:
             if self.next.exists():  # this process was silent so long that another took over: two must not write on
                 self.on_lost()
                 return
-            os.utime(self.file)
+            with suppress(FileNotFoundError):  # the folder was removed: there is nobody to show it to
+                os.utime(self.file)
 
 
 def leave() -> None:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError
@@ -96,13 +97,18 @@ class Ahead:
     def _work(self, process: EncodingProcess | None) -> None:
         # A tokenizer that two threads use at once fails, and the main one decodes completions meanwhile.
         encoder: Any = None
-        while (task := self._tasks.get()) is not None:
-            with task:
-                if process is not None and process.ready():
-                    self.policy.prepare(task.prompt, process)
-                else:
-                    encoder = encoder or copy.deepcopy(self.policy.encoder)
-                    self.policy.prepare(task.prompt, encoder)
+        # torch's operations in this thread stay in it. A second team of OpenMP threads, even an idle one, makes more of
+        # them than there are cores, and GNU's then sleep after each operation of the main thread instead of waiting
+        # awake: decoding on a CPU took 1.7 times as long.
+        torch.get_num_threads()  # has torch choose a number for this thread, as it would at its first operation
+        with threadpool_limits(1, user_api="openmp"):
+            while (task := self._tasks.get()) is not None:
+                with task:
+                    if process is not None and process.ready():
+                        self.policy.prepare(task.prompt, process)
+                    else:
+                        encoder = encoder or copy.deepcopy(self.policy.encoder)
+                        self.policy.prepare(task.prompt, encoder)
 
     def __enter__(self) -> "Ahead":
         with ExitStack() as held:
