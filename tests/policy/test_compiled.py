@@ -101,6 +101,11 @@ def test_every_gradient_is_the_plain_one_and_nothing_is_compiled_again_for_other
     assert graphs == counters["stats"]["unique_graphs"] > 0
 
 
+def test_one_compilation_serves_all_layers(compiled):
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        compiled()  # a pass over images and completions, through layers of both kinds
+
+
 def test_with_adapters_and_recomputed_layers_the_gradient_and_the_reference_are_the_plain_ones(
     make_policy, compiled, encoded
 ):

@@ -79,6 +79,24 @@ def test_other_precisions_and_small_products_are_torchs_own(monkeypatch):
         assert torch.equal(product(a, b), a @ b) and torch.equal(linear(a, b.t()), a @ b)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_compiler_is_given_a_plain_product(forced, learns):
+    layer = nn.Linear(16, 24)
+    use_fast_products(nn.Sequential(layer))
+    seen = []
+
+    def backend(graph, _):
+        seen.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch._dynamo.reset()
+    x = rand(3, 16)
+    with torch.set_grad_enabled(learns):
+        found = torch.compile(layer, backend=backend, dynamic=True, fullgraph=True)(x)
+    near(found.detach(), (x.double() @ layer.weight.double().t() + layer.bias.double()).detach())
+    assert seen == [torch._C._nn.linear]
+
+
 def test_a_packed_weight_is_forgotten_when_it_changes_or_learns(forced):
     layer = nn.Linear(16, 24)
     use_fast_products(nn.Sequential(layer))

@@ -1,5 +1,6 @@
 """Layer transforms that save memory or time without changing results (beyond rounding): recompute, compile, offload."""
 
+import inspect
 import logging
 import os
 import shutil
@@ -105,7 +106,10 @@ def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> No
     One compilation serves all layers: they run the same code on other weights. Attention is cut out (``BY_ITSELF``):
     it has kernels of its own.
     """
-    compiled: Any = torch.compile(type(layers[0]).forward, dynamic=True, backend=backend)
+    # The compiler counts variants by code and gives up after a few. Newer transformers put the same code, a wrapper that
+    # recomputes layers when asked to, around every kind of layer.
+    forward = inspect.unwrap(type(layers[0]).forward)
+    compiled: Any = torch.compile(forward, dynamic=True, backend=backend)
     for layer in layers:
         setattr(layer, COMPILED, (compiled,))  # in a tuple: a function would be bound, a module registered
         if "forward" not in vars(layer):
@@ -119,8 +123,11 @@ def _compiled(layer: Any, *inputs: Any, **options: Any) -> Any:
     # transformers' own generate hands in a cache, which the compiler would look into at every token.
     if any(options.get(name) is not None for name in ("cache", "past_key_values")):  # the name changed in transformers
         return type(layer).forward(layer, *inputs, **options)
+    hidden, *rest = inputs
+    if hidden._is_view():  # the first layer's: the compiler would make a variant of everything for it
+        hidden = hidden.clone()
     with compiling():
-        return getattr(layer, COMPILED)[0](layer, *inputs, **options)
+        return getattr(layer, COMPILED)[0](layer, hidden, *rest, **options)
 
 
 def _forward_of(layer: Any) -> Any:
