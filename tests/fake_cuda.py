@@ -250,6 +250,8 @@ def _step_back(node: Any, given: dict[int, Tensor]) -> tuple[Tensor | None, ...]
         return (None,) * len(node.next_functions)
     if hasattr(node, "variable"):
         node.variable.grad = inputs[0] if node.variable.grad is None else node.variable.grad.add_(inputs[0])
+        for hook in (node.variable._post_accumulate_grad_hooks or {}).values():
+            hook(node.variable)
         return ()
     found = node.apply(*inputs) if hasattr(node, "apply") else node(*inputs)
     return found if isinstance(found, tuple) else (found,)

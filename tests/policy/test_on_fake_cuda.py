@@ -240,7 +240,8 @@ def test_the_optimizer_reads_one_number_a_step(dtype):
         for _ in range(2):  # two micro-batches
             for weight in weights:
                 weight.grad = torch.ones_like(weight)
-            optimizer.accumulate()
+            for weight in optimizer.weights:
+                weight.add_gradient(weight.parameter)
         gpu.syncs.clear()
         optimizer.step(1e-3)
         assert len(gpu.syncs) == 1 and "training/optim.py" in gpu.syncs[0]

@@ -70,8 +70,8 @@ def _take_naive_step(policy: Endless, examples: Sequence[Example], optimizer: Ad
                 objective,
                 ref_logprobs=reference,
             )
-            optimizer.accumulate()
-            terms.loss.backward()
+            with optimizer.summing():
+                terms.loss.backward()
     optimizer.step(1e-6)
 
 

@@ -30,7 +30,7 @@ class Layout:
 
     gpus: int = 1
     element_bytes: int = 2
-    """Of a weight in the forward pass; below 4 the optimizer keeps float32 masters."""
+    """Of a weight in the forward pass; below 4 the optimizer keeps the lower halves of float32 weights."""
     fsdp: bool = False
     reference: bool = True
     offload_reference: bool = False
@@ -59,7 +59,7 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
     """Bytes on one GPU, by part; ``work`` is what one rank does of a step."""
     b, all_weights, trained = layout.element_bytes, parameters(size), trained_weights(size, layout)
     pieces = layout.gpus if layout.fsdp else 1
-    masters = 4 * trained if b < 4 or layout.fsdp else 0
+    summed = is_summed(size, work, layout)
     reference = all_weights - (vision_weights(size) if layout.freeze_vision else 0)
     if layout.offload_reference:
         reference = head_weights(size) * (1 if size.tied else 2) + layer_weights(size) // size.layers
@@ -67,8 +67,9 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
         reference = 0
     parts = {
         "weights": b * all_weights,
-        "float32 weights": masters // pieces,
-        "gradients": 4 * trained // pieces if is_summed(size, work, layout) else 0,
+        "float32 weights": 4 * trained // pieces if layout.fsdp else 0,
+        "lower halves": 2 * trained if b < 4 and not layout.fsdp else 0,
+        "gradients": 4 * trained // pieces if summed else 0,
         "moments": 8 * trained // pieces,
         "reference": b * reference,
         "rollouts": rollout_bytes(size, work, b) if layout.samples else 0,
@@ -77,8 +78,8 @@ def memory(size: Size, work: Work, layout: Layout) -> dict[str, int]:
     if layout.fsdp:  # weights outside of layers stay gathered in a pass, and one layer with its gradient
         outside = head_weights(size) * (1 if size.tied else 2)
         parts["gathered weights"] = b * outside + (b + 4) * (layer_weights(size) // size.layers + outside)
-    elif b < 4:
-        parts["half gradients"] = b * trained
+    elif b < 4:  # summed at once, so only the largest is held
+        parts["half gradients"] = b * (min(trained, head_weights(size)) if summed else trained)
     return {name: amount for name, amount in parts.items() if amount}
 
 

@@ -106,8 +106,8 @@ def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> No
     One compilation serves all layers: they run the same code on other weights. Attention is cut out (``BY_ITSELF``):
     it has kernels of its own.
     """
-    # The compiler counts variants by code and gives up after a few. Newer transformers put the same code, a wrapper that
-    # recomputes layers when asked to, around every kind of layer.
+    # The compiler counts variants by code and gives up after a few. Newer transformers put the same code, a wrapper
+    # that recomputes layers when asked to, around every kind of layer.
     forward = inspect.unwrap(type(layers[0]).forward)
     compiled: Any = torch.compile(forward, dynamic=True, backend=backend)
     for layer in layers:

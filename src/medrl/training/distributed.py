@@ -164,22 +164,27 @@ def balance(costs: Sequence[float], ranks: int) -> list[int]:
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum over all ranks into every parameter's gradient; one that has none anywhere keeps none."""
+def sum_gradients(gradients: Sequence[Tensor | None], zeros: Callable[[int], Tensor]) -> list[Tensor | None]:
+    """Each gradient's sum over all ranks, in its place; one that no rank has stays None.
+
+    Args:
+        zeros: makes what a gradient, given by its place, is where only other ranks have one.
+    """
     if world_size() == 1:
-        return
-    parameters = list(parameters)
-    present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        return list(gradients)
+    present = torch.tensor([gradient is not None for gradient in gradients], dtype=torch.uint8)
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    sums: list[Tensor | None] = []
     under_way = []
-    for parameter, anywhere in zip(parameters, present.tolist(), strict=True):
-        if anywhere:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+    for place, (gradient, anywhere) in enumerate(zip(gradients, present.tolist(), strict=True)):
+        total = zeros(place) if gradient is None and anywhere else gradient
+        if total is not None:
+            under_way.append(dist.all_reduce(total, async_op=True))
+        sums.append(total)
     for operation in under_way:
         assert operation is not None
         operation.wait()
+    return sums
 
 
 def gathered(tensor: Tensor) -> Tensor:

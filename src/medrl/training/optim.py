@@ -1,22 +1,23 @@
-"""AdamW with float32 master weights, gradient clipping and the learning-rate schedule."""
+"""AdamW in float32 whatever the weights are in, gradient clipping and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.adamw import adamw
 
 from medrl.errors import CheckpointError, NonFiniteError
 from medrl.settings import Settings
 from medrl.training.distributed import gathered, sum_gradients, world_size
 
-HALF = (torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WIDENED = 2**28
-"""Half-precision gradients that are widened at a time while they are stepped: a gigabyte, or one parameter's."""
+"""Half-precision weights that are widened at a time while they are stepped: a gigabyte, or one parameter's."""
 
 
 class Optim(Settings):
@@ -60,58 +61,117 @@ def learning_rate(settings: Optim, step: int, steps: int) -> float:
     return settings.lr * (settings.min_lr_fraction + (1 - settings.min_lr_fraction) * height[settings.schedule])
 
 
-class Weight(NamedTuple):
-    """A parameter of the model and the tensor that AdamW steps in its place."""
+class Weight:
+    """A parameter of the model, and what AdamW keeps of it.
 
-    name: str
-    parameter: nn.Parameter
-    master: Tensor
-    """The float32 copy of a half-precision parameter; the parameter itself otherwise."""
+    An update of 1e-6 is lost in the 8 bits of a bfloat16 weight near 1, so updates are summed in float32. A bfloat16
+    number is the upper half of a float32 one: the parameter and the lower half, in 16 bits, together hold the sum, as
+    in Split-SGD-BF16 (Kalamkar et al. 2019) and apex's ``store_param_remainders``.
+    """
 
-    @property
-    def copied(self) -> bool:
-        return self.master is not self.parameter
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        self.name, self.parameter = name, parameter
+        self.halved = parameter.dtype == torch.bfloat16
+        self.low = torch.zeros_like(parameter, dtype=torch.int16, requires_grad=False) if self.halved else None
+        """What the parameter's bits leave out of the float32 weight's."""
+        self.sum: Tensor | None = None
+        """Float32, of a bfloat16 parameter's gradients; None where the parameter's own is the only one."""
+        self.moments: dict[str, Tensor] = {}
+        """Of ``MOMENTS``, and ``step``; empty before the first."""
 
     @property
     def gradient(self) -> Tensor | None:
         """The float32 sum where there is one, else the parameter's own."""
-        return self.parameter.grad if self.master.grad is None else self.master.grad
+        return self.parameter.grad if self.sum is None else self.sum
+
+    @property
+    def full_bytes(self) -> int:
+        """What the weight takes in the precision it is stepped in."""
+        return self.parameter.nbytes * (2 if self.halved else 1)
+
+    def master(self) -> Tensor:
+        """What is stepped: a float32 tensor of its own for a bfloat16 parameter, else the parameter."""
+        if self.low is None:
+            return self.parameter
+        return (self.parameter.detach().view(torch.int16).int() << 16).add_(self.low).view(torch.float32)
+
+    @torch.no_grad()
+    def set(self, master: Tensor) -> None:
+        """Take a new value, rounded to the parameter's precision, with what rounding leaves out beside it.
+
+        To the nearest, and from the middle up in size. (From the middle to the even one, as torch rounds, the halves
+        would not tell which way it went.)
+        """
+        if self.low is None:
+            self.parameter.copy_(master)
+            return
+        bits = master.float().view(torch.int32)
+        high = (bits + 2**15).bitwise_right_shift_(16)
+        self.parameter.view(torch.int16).copy_(high)
+        self.low.copy_(high.bitwise_left_shift_(16).neg_().add_(bits))
+
+    def moments_of(self, master: Tensor) -> dict[str, Tensor]:
+        """Its moments, begun where there are none."""
+        if not self.moments:
+            # As torch.optim.AdamW has it: its fused kernel counts steps on the device.
+            self.moments = {"step": torch.zeros((), device=master.device if master.is_cuda else "cpu")}
+            self.moments |= {moment: torch.zeros_like(master) for moment in MOMENTS}
+        return self.moments
+
+    def add_gradient(self, parameter: Tensor) -> None:
+        """Move the parameter's new gradient into the sum."""
+        assert parameter.grad is not None
+        gradient = parameter.grad.float()
+        self.sum = gradient if self.sum is None else self.sum.add_(gradient)
+        parameter.grad = None
+
+    def drop_gradient(self) -> None:
+        self.parameter.grad = self.sum = None
 
 
 class AdamW:
-    """``torch.optim.AdamW`` over float32 masters of half-precision parameters.
+    """``torch.optim.AdamW``, in float32 also for bfloat16 parameters (``Weight``).
 
-    An update of 1e-6 is lost in the 8 bits of a bfloat16 weight near 1, so the sum of updates is kept in float32 and
-    rounded into the parameter after each step. Parameters in float32 or float64 are stepped as they are.
+    Parameters in float32 or float64 are stepped as they are.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], settings: Optim) -> None:
         """``parameters`` as from ``model.named_parameters()``; frozen ones are left out, tied ones are taken once."""
         self.settings = settings
         distinct = {id(parameter): (name, parameter) for name, parameter in reversed(list(parameters))}
-        weights = [_weight(*named) for named in reversed(distinct.values()) if named[1].requires_grad]
-        matrices = [weight for weight in weights if weight.parameter.ndim >= 2]
-        others = [weight for weight in weights if weight.parameter.ndim < 2]
-        self.weights = matrices + others
-        self._parts = [_Part.of(part, settings) for part in _divide(self.weights)]
+        weights = [Weight(*named) for named in reversed(distinct.values()) if named[1].requires_grad]
+        self.weights = sorted(weights, key=lambda weight: weight.parameter.ndim < 2)  # matrices first, which decay
 
-    def accumulate(self) -> None:
-        """Add half-precision gradients to their float32 sums and clear them.
+    @contextmanager
+    def summing(self) -> Iterator[None]:
+        """Within, ``backward`` adds half-precision gradients to float32 sums, each as soon as it is made, and drops it.
 
-        Call it before each further ``backward`` of a step that is cut into micro-batches: sums kept in bfloat16 would
-        depend on the cut. ``step`` does it for the last one; without a cut there are no sums, and no memory for them.
+        For a step that is cut into micro-batches, or over ranks: sums kept in bfloat16 would depend on the cut. A step
+        that is neither needs no sums, and has no memory taken for them.
         """
-        for weight in self.weights:
-            if weight.copied and weight.parameter.grad is not None:
-                gradient = weight.parameter.grad.to(weight.master.dtype)
-                weight.master.grad = gradient if weight.master.grad is None else weight.master.grad.add_(gradient)
-                weight.parameter.grad = None
+        hooks = [
+            weight.parameter.register_post_accumulate_grad_hook(weight.add_gradient)
+            for weight in self.weights
+            if weight.halved
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def sum_over_ranks(self) -> None:
         """Give every process that trains along the gradient of all; nothing where there is one."""
-        if world_size() > 1:
-            self.accumulate()
-            sum_gradients(weight.master for weight in self.weights)
+        if world_size() == 1:
+            return
+        sums = sum_gradients(
+            [weight.gradient for weight in self.weights], lambda place: torch.zeros_like(self.weights[place].master())
+        )
+        for weight, gradient in zip(self.weights, sums, strict=True):
+            if weight.halved:
+                weight.sum = gradient
+            else:
+                weight.parameter.grad = gradient
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -120,20 +180,36 @@ class AdamW:
         A parameter without a gradient is left alone, by the decay too. Raises ``NonFiniteError`` naming the parameter
         before any weight or moment changes; the gradients stay, ``zero_grad`` drops them.
         """
-        if any(weight.copied and weight.master.grad is not None for weight in self.weights):
-            self.accumulate()
         norm = self._norm()
         grad_norm = float(norm)
         if not math.isfinite(grad_norm):
             raise NonFiniteError(self._describe_non_finite())
-        for part in self._parts:
-            part.step(lr, norm, self.settings.max_grad_norm)
+        for part in _divide([weight for weight in self.weights if weight.gradient is not None]):
+            self._step(part, lr, norm)
         return grad_norm
+
+    def _step(self, weights: Sequence[Weight], lr: float, norm: Tensor) -> None:
+        """Clip, given the ``norm`` of all gradients, update, and clear the gradients."""
+        masters = [weight.master() for weight in weights]
+        for weight, master in zip(weights, masters, strict=True):
+            gradient = weight.gradient
+            assert gradient is not None
+            weight.drop_gradient()
+            master.grad = gradient.to(master.dtype)
+        clip_grads_with_norm_(masters, self.settings.max_grad_norm, norm)
+        for decays in (True, False):
+            group = [pair for pair in zip(weights, masters, strict=True) if (pair[1].ndim >= 2) == decays]
+            if group:
+                _adamw(group, lr, self.settings.weight_decay if decays else 0.0, self.settings)
+        for weight, master in zip(weights, masters, strict=True):
+            master.grad = None
+            if weight.halved:
+                weight.set(master)
 
     def _norm(self) -> Tensor:
         """Of all gradients together."""
         gradients = [gradient for weight in self.weights if (gradient := weight.gradient) is not None]
-        if not any(gradient.dtype in HALF for gradient in gradients):
+        if not any(gradient.dtype == torch.bfloat16 for gradient in gradients):
             return gathered(get_total_norm(gradients))
         # get_total_norm's norms would be rounded to half precision.
         norms = torch._foreach_norm(gradients, 2.0, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
@@ -142,37 +218,34 @@ class AdamW:
     def zero_grad(self) -> None:
         """Drop all gradients, summed or not."""
         for weight in self.weights:
-            weight.parameter.grad = None
-            weight.master.grad = None
+            weight.drop_gradient()
 
     def moments_to_come(self) -> int:
         """Bytes that moments will take and do not take yet."""
-        missing = [weight.master for part, weight in self._each() if not part.state(weight)]
-        return len(MOMENTS) * sum(master.nbytes for master in missing)
+        return len(MOMENTS) * sum(weight.full_bytes for weight in self.weights if not weight.moments)
 
     def bytes_of_sums(self) -> int:
         """What the float32 sums of half-precision gradients take in a step that is cut."""
-        return sum(weight.master.nbytes for weight in self.weights if weight.copied)
+        return sum(weight.full_bytes for weight in self.weights if weight.halved)
 
     def bytes_saved(self) -> int:
         """What ``state_dict`` will hold once every parameter has been stepped."""
-        return sum(weight.master.nbytes * (len(MOMENTS) + weight.copied) for weight in self.weights)
+        return sum(weight.full_bytes * (len(MOMENTS) + weight.halved) for weight in self.weights)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """All that the model's own weights do not hold: tensors for safetensors, and integers for JSON.
 
-        The tensors are ``<parameter>.exp_avg``, ``<parameter>.exp_avg_sq`` and, for half-precision parameters,
-        ``<parameter>.master``: the live ones, not copies. The integers are the steps each parameter has taken.
+        The tensors are ``<parameter>.exp_avg`` and ``<parameter>.exp_avg_sq``, the live ones, not copies; and for
+        half-precision parameters ``<parameter>.master``, in float32. The integers are the steps each has taken.
         """
         tensors: dict[str, Tensor] = {}
         steps: dict[str, int] = {}
-        for part, weight in self._each():
-            if weight.copied:
-                tensors[f"{weight.name}.master"] = weight.master
-            state = part.state(weight)
-            if state:
-                steps[weight.name] = int(state["step"])
-                tensors |= {f"{weight.name}.{moment}": state[moment] for moment in MOMENTS}
+        for weight in self.weights:
+            if weight.halved:
+                tensors[f"{weight.name}.master"] = weight.master()
+            if weight.moments:
+                steps[weight.name] = int(weight.moments["step"])
+                tensors |= {f"{weight.name}.{moment}": weight.moments[moment] for moment in MOMENTS}
         return tensors, steps
 
     @torch.no_grad()
@@ -182,25 +255,21 @@ class AdamW:
         Raises ``CheckpointError``, before anything changes, for state that is not of these parameters.
         """
         self._check_fits(tensors, steps)
-        states: dict[str, dict[str, Tensor]] = {}
         for weight in self.weights:
-            if weight.copied:
-                weight.master.copy_(tensors[f"{weight.name}.master"])
-                weight.parameter.copy_(weight.master)
+            if weight.halved:
+                weight.set(tensors[f"{weight.name}.master"])
+            weight.moments = {}
             if weight.name in steps:
-                moments = {moment: tensors[f"{weight.name}.{moment}"].clone() for moment in MOMENTS}
-                states[weight.name] = {"step": torch.tensor(float(steps[weight.name])), **moments}
-        for part in self._parts:
-            part.load(states)
+                moments = weight.moments_of(weight.master())
+                moments["step"].fill_(steps[weight.name])
+                for moment in MOMENTS:
+                    moments[moment].copy_(tensors[f"{weight.name}.{moment}"])
         self.zero_grad()
-
-    def _each(self) -> Iterator[tuple["_Part", Weight]]:
-        return ((part, weight) for part in self._parts for weight in part.weights)
 
     def _check_fits(self, tensors: Mapping[str, Tensor], steps: Mapping[str, int]) -> None:
         expected: dict[str, Weight] = {}
         for weight in self.weights:
-            kinds = (["master"] if weight.copied else []) + (list(MOMENTS) if weight.name in steps else [])
+            kinds = (["master"] if weight.halved else []) + (list(MOMENTS) if weight.name in steps else [])
             expected |= {f"{weight.name}.{kind}": weight for kind in kinds}
         unknown = sorted(set(steps) - {weight.name for weight in self.weights}) + sorted(set(tensors) - set(expected))
         missing = sorted(set(expected) - set(tensors))
@@ -211,10 +280,10 @@ class AdamW:
                 "resume with the model, precision and adapters the checkpoint was saved with"
             )
         for name, weight in expected.items():
-            if tensors[name].shape != weight.master.shape:
+            if tensors[name].shape != weight.parameter.shape:
                 raise CheckpointError(
                     f"the optimizer state has {name} of shape {tuple(tensors[name].shape)}, but the parameter has "
-                    f"{tuple(weight.master.shape)}; resume with the model the checkpoint was saved with"
+                    f"{tuple(weight.parameter.shape)}; resume with the model the checkpoint was saved with"
                 )
             if not bool(gathered(tensors[name]).isfinite().all()):
                 raise NonFiniteError(f"the optimizer state has {name} that is not finite; nothing was changed")
@@ -233,52 +302,24 @@ class AdamW:
         )
 
 
-class _Part:
-    """Parameters that are stepped together: matrices first, which decay, then the rest."""
-
-    def __init__(self, weights: Sequence[Weight], adamw: torch.optim.AdamW) -> None:
-        self.weights, self.adamw = weights, adamw
-
-    @classmethod
-    def of(cls, weights: Sequence[Weight], settings: Optim) -> "_Part":
-        matrices = [weight.master for weight in weights if weight.parameter.ndim >= 2]
-        others = [weight.master for weight in weights if weight.parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        on_gpu = all(weight.master.is_cuda for weight in weights)
-        return cls(
-            weights,
-            torch.optim.AdamW(
-                groups,
-                lr=settings.lr,
-                betas=settings.betas,
-                eps=settings.eps,
-                fused=True if on_gpu else None,  # one kernel, and no temporaries of the size of the model
-            ),
-        )
-
-    def step(self, lr: float, norm: Tensor, max_norm: float) -> None:
-        """Clip to ``max_norm``, given the ``norm`` of all gradients, update, and clear the gradients."""
-        for weight in self.weights:
-            if weight.copied:
-                weight.master.grad = None if weight.gradient is None else weight.gradient.float()
-                weight.parameter.grad = None
-        clip_grads_with_norm_([weight.master for weight in self.weights], max_norm, norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
-        for weight in self.weights:
-            if weight.copied:
-                weight.parameter.copy_(weight.master)
-            weight.parameter.grad = weight.master.grad = None
-
-    def state(self, weight: Weight) -> Mapping[str, Tensor]:
-        """The moments and the number of steps; empty before the first."""
-        return self.adamw.state.get(weight.master, {})
-
-    def load(self, states: Mapping[str, dict[str, Tensor]]) -> None:
-        """Take the states by name; those of other parts are left alone."""
-        mine = {index: states[weight.name] for index, weight in enumerate(self.weights) if weight.name in states}
-        self.adamw.load_state_dict({"state": mine, "param_groups": self.adamw.state_dict()["param_groups"]})
+def _adamw(group: Sequence[tuple[Weight, Tensor]], lr: float, decay: float, settings: Optim) -> None:
+    """One AdamW step of masters that have gradients."""
+    moments = [weight.moments_of(master) for weight, master in group]
+    adamw(
+        [master for _, master in group],
+        [master.grad for _, master in group if master.grad is not None],
+        *([each[name] for each in moments] for name in MOMENTS),
+        max_exp_avg_sqs=[],
+        state_steps=[each["step"] for each in moments],
+        fused=True if all(master.is_cuda for _, master in group) else None,  # one kernel, and no temporaries
+        amsgrad=False,
+        beta1=settings.betas[0],
+        beta2=settings.betas[1],
+        lr=lr,
+        weight_decay=decay,
+        eps=settings.eps,
+        maximize=False,
+    )
 
 
 def _divide(weights: Sequence[Weight]) -> list[list[Weight]]:
@@ -286,17 +327,13 @@ def _divide(weights: Sequence[Weight]) -> list[list[Weight]]:
     parts: list[list[Weight]] = []
     room = 0
     for weight in weights:
-        size = weight.master.numel() if weight.copied else 0
+        size = weight.parameter.numel() if weight.halved else 0
         if not parts or size > room:
             parts.append([])
             room = WIDENED
         parts[-1].append(weight)
         room -= size
     return parts
-
-
-def _weight(name: str, parameter: nn.Parameter) -> Weight:
-    return Weight(name, parameter, parameter.detach().float() if parameter.dtype in HALF else parameter)
 
 
 def _listed(names: list[str]) -> str:

@@ -25,7 +25,7 @@ from medrl.policy.lora import has_lora
 from medrl.policy.policy import EncodedPrompt, Policy, ScoredCompletions
 from medrl.training.batches import MicroBatch
 from medrl.training.distributed import first, gathered, world_size
-from medrl.training.optim import HALF, AdamW, Optim
+from medrl.training.optim import AdamW, Optim
 from medrl.types import Prompt
 
 
@@ -46,8 +46,9 @@ class Sharded:
                 "scale.strategy fsdp cannot be used with policy.compile_layers=true: turn one of them off"
             )
         self.policy = policy
-        self.half = policy.family.head.dtype in HALF
+        self.half = policy.family.head.dtype == torch.bfloat16
         self.inner = Policy(copy.deepcopy(policy.model), policy.processor, attention=policy.attention)
+        self.inner.kernels = policy.kernels
         mesh = init_device_mesh(policy.device.type, (world_size(),))
         precision = MixedPrecisionPolicy(
             param_dtype=policy.family.head.dtype if self.half else None,

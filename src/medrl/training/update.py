@@ -7,6 +7,7 @@ the gradient does not depend on the cut.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -131,13 +132,14 @@ def _accumulate(
     while True:
         totals = Totals()
         micro_batches = divide(budget)
+        whole = len(micro_batches) == 1 and distributed.world_size() == 1
         try:
-            for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
-                if may_stop:
-                    stopping.check()
-                optimizer.accumulate()  # what earlier micro-batches left
-                terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
-                totals.add(terms, scored, micro_batch, old_logprobs)
+            with nullcontext() if whole else optimizer.summing():
+                for micro_batch, old_logprobs in zip(micro_batches, _spread(old, micro_batches), strict=True):
+                    if may_stop:
+                        stopping.check()
+                    terms, scored = _backward(policy, micro_batch, objective, temperature, old_logprobs)
+                    totals.add(terms, scored, micro_batch, old_logprobs)
             return totals, micro_batches
         except torch.OutOfMemoryError as error:
             # Nothing is kept of a sum that may hold half of a micro-batch's gradient.
