@@ -55,6 +55,8 @@ class FakeCuda(TorchDispatchMode):
         self._known: set[int] = set()
         self._brought: Any = WeakIdKeyDictionary()
         """Values of what was copied to the device, until it is written to."""
+        self._pinned: Any = WeakIdKeyDictionary()
+        """What lies in pinned memory: Python does not wait until it is copied."""
         self._fake = FakeTensorMode()
         self._patches = ExitStack()
         self._saved: list[_Saved] = []
@@ -86,7 +88,7 @@ class FakeCuda(TorchDispatchMode):
             self._sync(func)
             return self._value(args[0], kwargs.get("dtype"))
         real = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, FakeTensor)]
-        if kind in (aten._to_copy, aten.copy_) and real:  # from memory that is not pinned
+        if kind in (aten._to_copy, aten.copy_) and any(x not in self._pinned for x in real):
             self._sync(func)
         if kind is aten.copy_ and args[0] in real:  # to the CPU, in place
             self._sync(func)
@@ -296,6 +298,11 @@ def _patches(gpu: FakeCuda) -> Iterator[Any]:
     def tolist(tensor: Tensor) -> Any:
         return tensor.cpu().tolist()
 
+    def pin(tensor: Tensor) -> Tensor:
+        assert tensor.device.type == "cpu", "only what lies in main memory can be pinned"
+        gpu._pinned[tensor] = True
+        return tensor
+
     def swap(old: Tensor, new: Tensor) -> None:
         assert (old.device, old.dtype) == (new.device, new.dtype), "a fake weight cannot move"
 
@@ -325,7 +332,7 @@ def _patches(gpu: FakeCuda) -> Iterator[Any]:
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
     yield mock.patch.object(FakeTensor, "tolist", tolist)
     yield mock.patch.object(torch.utils, "swap_tensors", swap)
-    yield mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    yield mock.patch.object(torch.Tensor, "pin_memory", pin)
     yield mock.patch.object(torch.Tensor, "backward", lambda loss, *_, **__: gpu.backward(loss))
     yield mock.patch.object(torch._C, "_current_graph_task_id", lambda: 0)
     yield mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _sdpa)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medrl.policy.transfer import bring
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -49,9 +51,7 @@ class Layout:
     @property
     def completion_mask(self) -> Tensor:
         """(R, longest completion) 1.0 where a token counts."""
-        lengths = torch.tensor(self.completion_lengths, device=self.row.device)
-        columns = torch.arange(int(max(self.completion_lengths)), device=self.row.device)
-        return (columns < lengths[:, None]).float()
+        return self.spread(torch.ones(len(self.row), device=self.row.device))
 
     def spread(self, values: Tensor) -> Tensor:
         """(M,) one value per completion token -> (R, longest completion), 0 where there is none."""
@@ -60,7 +60,7 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields.update({name: v.to(device) for name, v in fields.items() if isinstance(v, Tensor)})
+        fields.update({name: bring(v, device) for name, v in fields.items() if isinstance(v, Tensor)})
         return Layout(**fields)
 
 

@@ -49,6 +49,7 @@ from medrl.policy.loading import (
 from medrl.policy.logprobs import HALF, token_logprobs
 from medrl.policy.lora import Lora, WithoutAdapters, add_lora, has_lora, load_lora, merged_state, save_lora
 from medrl.policy.packed_attention import BACK_ENDS, choose_back_end
+from medrl.policy.transfer import bring
 from medrl.types import Prompt
 
 
@@ -348,9 +349,9 @@ class Policy:
         """
         layout = self.layout(encoded, completions)
         flat = [token for group in completions for token_ids in group for token in token_ids]
-        targets = torch.tensor(flat, device=self.device)  # (M,)
+        targets = bring(torch.tensor(flat), self.device)  # (M,)
         inputs = [token for group in completions for token_ids in group for token in token_ids[:-1]]
-        embedded = self._embed_stream(encoded, torch.tensor(inputs, dtype=torch.long, device=self.device), layout)
+        embedded = self._embed_stream(encoded, bring(torch.tensor(inputs, dtype=torch.long), self.device), layout)
         visibility = BACK_ENDS[self.attention](layout)
         hidden = self.family.hidden(embedded[None], layout.positions[:, None], visibility)[0]  # (T, H)
         logprobs, entropy = token_logprobs(
@@ -382,7 +383,7 @@ class Policy:
 
         The features of a vision tower that is not trained, or rests, are remembered: the image is not looked at again.
         """
-        token_ids = torch.cat([prompt.token_ids for prompt in encoded]).to(self.device)
+        token_ids = bring(torch.cat([prompt.token_ids for prompt in encoded]), self.device)
         pixels = [prompt.pixels for prompt in encoded if prompt.pixels is not None]
         grids = [prompt.grids for prompt in encoded if prompt.pixels is not None]
         with phase("vision"):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medrl.policy.layout import Layout
+from medrl.policy.transfer import bring
 
 HALF = (torch.float16, torch.bfloat16)
 Grads = tuple[Tensor, Tensor, Tensor]
@@ -52,7 +53,7 @@ class VarlenPacked:
             prompt_index=_indices(prompts, device),
             suffix_index=_indices(suffixes, device),
             prompt_slices=_prompt_slices(layout),
-            completions=_padded(completions, device),
+            completions=_padded(completions) if device.type == "cpu" else None,
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -70,8 +71,8 @@ class Spans:
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "Spans":
-        ends = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
-        return cls(tuple(lengths), ends, max(lengths, default=0))
+        ends = torch.tensor([0, *lengths]).cumsum(0).int()
+        return cls(tuple(lengths), bring(ends, device), max(lengths, default=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,8 @@ class Plan:
     suffix_index: Tensor
     prompt_slices: tuple[slice, ...]
     """Of all groups."""
-    completions: tuple[Tensor, Tensor]
-    """(R, longest) places in the stream, and whether there is a token; padding repeats a completion's first token."""
+    completions: tuple[Tensor, Tensor] | None
+    """On a CPU, (R, longest) places, and whether there is a token; padding repeats a completion's first token."""
 
 
 def _prompt_slices(layout: Layout) -> tuple[slice, ...]:
@@ -97,15 +98,15 @@ def _prompt_slices(layout: Layout) -> tuple[slice, ...]:
 def _indices(parts: list[slice], device: torch.device) -> Tensor:
     if not parts:
         return torch.empty(0, dtype=torch.long, device=device)
-    return torch.cat([torch.arange(part.start, part.stop) for part in parts]).to(device)
+    return bring(torch.cat([torch.arange(part.start, part.stop) for part in parts]), device)
 
 
-def _padded(spans: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     starts = torch.tensor([start for start, _ in spans], dtype=torch.long)[:, None]
     lengths = torch.tensor([length for _, length in spans], dtype=torch.long)[:, None]
     inside = torch.arange(int(lengths.max()) if spans else 0)
     there = inside < lengths
-    return (starts + inside).where(there, starts).to(device), there.to(device)
+    return (starts + inside).where(there, starts), there
 
 
 class Kernel(Protocol):
@@ -172,6 +173,7 @@ class CpuKernel:
         for part in plan.prompt_slices:
             o, sums = _cpu_forward(q[None, :, part], k[None, :, part], v[None, :, part], scale, causal=True)
             out[:, part], lse[:, part] = o[0], sums[0]
+        assert plan.completions is not None
         index, there = plan.completions
         if index.numel():
             padded_q, padded_k, padded_v = (x[:, index].transpose(0, 1) for x in (q, k, v))
@@ -190,6 +192,7 @@ class CpuKernel:
             here = _cpu_backward([x[None, :, part] for x in tensors], lse[None, :, part], scale, causal=True)
             for total, share in zip(found, here, strict=True):
                 total[:, part] = share[0]
+        assert plan.completions is not None
         index, there = plan.completions
         if index.numel():
             padded = [x[:, index].transpose(0, 1) for x in tensors]

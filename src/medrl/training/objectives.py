@@ -9,6 +9,7 @@ from torch import Tensor
 from medrl.grpo import GRPO, policy_loss
 from medrl.phases import phase
 from medrl.policy.policy import Policy, ScoredCompletions
+from medrl.policy.transfer import bring
 from medrl.sft import RFT, SFT, cross_entropy
 from medrl.training.batches import MicroBatch
 from medrl.training.scorer import Scorer
@@ -48,15 +49,15 @@ def _grpo(
     device, sampled = scored.logprobs.device, micro_batch.sampling_logprobs
     terms = policy_loss(
         scored.logprobs,
-        micro_batch.advantages.to(device),
+        bring(micro_batch.advantages, device),
         scored.completion_mask,
-        micro_batch.weights.to(device),
+        bring(micro_batch.weights, device),
         objective,
         old_logprobs=old,
         ref_logprobs=ref_logprobs,
         entropy=scored.entropy,
         entropy_weight=micro_batch.entropy_weight,
-        sampling_logprobs=None if sampled is None else sampled.to(device),
+        sampling_logprobs=None if sampled is None else bring(sampled, device),
     )
     return Terms(
         terms.loss,
@@ -76,7 +77,7 @@ def _imitation(
     temperature: float,
     old: Tensor | None,
 ) -> Terms:
-    loss = cross_entropy(scored.logprobs, scored.completion_mask, micro_batch.weights.to(scored.logprobs.device))
+    loss = cross_entropy(scored.logprobs, scored.completion_mask, bring(micro_batch.weights, scored.logprobs.device))
     return Terms(loss, loss.detach())
 
 

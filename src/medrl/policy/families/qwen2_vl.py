@@ -15,6 +15,7 @@ from medrl.errors import PolicyError
 from medrl.policy.attention import BY_ITSELF, NAME, Visibility
 from medrl.policy.positions import rotary_positions
 from medrl.policy.products import linear, use_fast_products
+from medrl.policy.transfer import bring
 
 
 class Qwen2VL:
@@ -73,8 +74,8 @@ class Qwen2VL:
             # From grids in main memory: transformers would ask the device for their values, four times.
             planned = {
                 "images": Images.of(grids, device),
-                "position_ids": get_vision_position_ids(grids, merged).to(device),
-                "cu_seqlens": get_vision_cu_seqlens(grids).to(device),
+                "position_ids": bring(get_vision_position_ids(grids, merged), device),
+                "cu_seqlens": bring(get_vision_cu_seqlens(grids), device),
             }
             return self.vision(pixels.to(device, self.head.dtype), grid_thw=grids, **planned).pooler_output
 
@@ -165,7 +166,7 @@ class Images:
             size: torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True) if n == size])
             for size in sorted(set(lengths))
         }
-        return cls(tuple((size, where.to(device)) for size, where in index.items()))
+        return cls(tuple((size, bring(where, device)) for size, where in index.items()))
 
 
 def attend_to_patches(
@@ -189,18 +190,18 @@ def attend_to_patches(
     qkv = attention.qkv(hidden_states).view(hidden_states.shape[0], 3, attention.num_heads, -1)
     cos, sin = position_embeddings
     query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
-    attended = _attend_by_size(query, key, qkv[:, 2], attention.scaling, images)
-    return attention.proj(attended.flatten(1))
+    return _attend_by_size(query, key, qkv[:, 2], attention, images)
 
 
 @torch.compiler.disable(reason=BY_ITSELF)
-def _attend_by_size(query: Tensor, key: Tensor, value: Tensor, scale: float, images: Images) -> Tensor:
+def _attend_by_size(query: Tensor, key: Tensor, value: Tensor, attention: Any, images: Images) -> Tensor:
     attended = torch.empty_like(query)
     for size, where in images.sizes:
         q, k, v = (_by_image(x if where is None else x[where], size) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(0, 1)
+        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling).transpose(1, 2).flatten(0, 1)
         attended = out if where is None else attended.index_copy(0, where, out)
-    return attended
+    # Here, because the compiler would make variants of what follows for one size of images, and for several.
+    return attention.proj(attended.flatten(1))
 
 
 @torch.compiler.disable(reason=BY_ITSELF)
