@@ -47,8 +47,14 @@ def test_a_created_run_opens_with_what_it_was_given(run):
 
 
 def test_a_run_is_never_created_over_another(run):
+    run.append_metrics({"step": 1})
     with pytest.raises(RunError, match=r"already holds a run.*--resume auto.*another --out"):
         Run.create(run.path, RECIPE, {})
+
+
+def test_a_run_that_was_refused_before_its_first_step_does_not_hold_its_folder(run):
+    again = Run.create(run.path, {**RECIPE, "seed": 8}, {"host": "new"})
+    assert (again.recipe["seed"], again.provenance) == (8, {"host": "new"})
 
 
 def test_a_run_is_never_created_among_other_files(tmp_path):

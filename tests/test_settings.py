@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ class Recipe(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     grpo: GRPO = GRPO()
     second: GRPO | None = None
+    compiled: Literal["auto"] | bool = "auto"
 
 
 def message_of(recipe, overrides=(), cls: type[Settings] = Recipe) -> str:
@@ -183,3 +185,9 @@ def test_a_key_that_is_no_text_is_an_error(tmp_path):
 def test_a_recipe_can_share_a_section_by_an_anchor(tmp_path):
     path = write(tmp_path, "model: tiny\ngrpo: &g\n  group_size: 4\nsecond: *g\n")
     assert load_settings(Recipe, path).second == GRPO(group_size=4)
+
+
+@pytest.mark.parametrize("given", ["maybe", "3", "[true]"])
+def test_a_word_or_a_bool_is_asked_for_once(tmp_path, given):
+    message = message_of(write(tmp_path, f"model: x\ncompiled: {given}"))
+    assert message.count("compiled") == 1 and message.endswith("but it must be auto, true or false")

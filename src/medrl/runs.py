@@ -73,7 +73,7 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path, recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> "Run":
-        """Start a run in a folder that is new or empty.
+        """Start a run in a folder that is new or empty, or holds one that ended before it wrote anything.
 
         Raises RunError when the folder already holds a run, or anything else.
         """
@@ -184,14 +184,23 @@ def check_vacant(path: Path) -> None:
     """Raise RunError when a run cannot start in this folder: it holds a run already, or anything else."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; a run needs a folder: choose another --out")
-    if (path / RECIPE).exists():
+    if (path / RECIPE).exists() and not is_blank(path):
         raise RunError(f"{path} already holds a run: continue it with --resume auto, or choose another --out")
-    # A lone provenance.json is a start that was killed before its recipe was written: nothing to lose there.
-    entries = [entry for entry in path.iterdir() if not is_torn(entry)] if path.exists() else []
-    other = sorted(entry.name for entry in entries if entry.name not in (PROVENANCE, LOCK))
+    other = _beside_the_start(path)
     if other:
         shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
         raise RunError(f"{path} is not empty (it holds {shown}): choose another --out")
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a run has written nothing but how it was to be: it was refused, or ended, before its first step."""
+    return not _beside_the_start(path)
+
+
+def _beside_the_start(path: Path) -> list[str]:
+    """What lies in a folder besides what is written before the first step: nothing would be lost with that."""
+    entries = [entry for entry in path.iterdir() if not is_torn(entry)] if path.exists() else []
+    return sorted(entry.name for entry in entries if entry.name not in (RECIPE, PROVENANCE, LOCK))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -201,7 +201,18 @@ def _explain(cls: type[Settings], details: ErrorDetails) -> list[Problem]:
         if len(location) > 1:
             return [((), f"{location[0]} is {_given(value)}, but it needs {int(location[1]) + 1} values or more")]
         return [((), f"{cls.__name__} needs the setting '{name}', which is not given")]
+    words = _words_or_bool(cls, location[0])
+    if words:  # pydantic finds fault once for the words and once for the bool
+        message = f"{location[0]} is {_given(value)}, but it must be {', '.join(words)}, true or false"
+        return [((), message)] if kind == "literal_error" else []
     return [((), f"{name} is {_given(value)}, but it must be {_expected(cls, location[0], details)}")]
+
+
+def _words_or_bool(cls: type[Settings], field: str) -> list[str]:
+    """The words that a setting allows beside true and false; none where it is not of that kind."""
+    members = _members(cls.model_fields[field].annotation)
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    return words if bool in members else []
 
 
 def _unknown(cls: type[Settings], name: str) -> str:

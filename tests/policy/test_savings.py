@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from medrl.errors import CheckpointError
+from medrl.errors import CheckpointError, SettingsError
 from medrl.policy.loading import PolicySettings
 from medrl.policy.lora import Lora
 from medrl.policy.naive import naive_logprobs
@@ -193,6 +193,12 @@ def test_peft_reads_the_saved_adapters(adapted, make_model, tmp_path):
     saved = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype=torch.float64)
     for (name, ours), (_, other) in zip(saved.named_parameters(), merged.named_parameters(), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_matrices_that_the_layers_do_not_have_are_named_with_those_they_have(make_policy):
+    expected = r"policy\.lora\.matrices has foo, qkv, but .* have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj"
+    with pytest.raises(SettingsError, match=expected):
+        make_policy().add_lora(Lora(matrices=("q_proj", "qkv", "foo")))  # qkv: of the vision tower alone
 
 
 def test_adapters_of_another_shape_are_refused(adapted, make_policy, tmp_path):

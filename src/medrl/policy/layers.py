@@ -63,7 +63,7 @@ def keep_in_main_memory(layers: Sequence[nn.Module], device: torch.device) -> No
 
 def _waiting(parameter: nn.Parameter, device: torch.device) -> torch.Tensor:
     data = parameter.data.cpu()
-    return data.pin_memory() if device.type == "cuda" else data  # pinned: copied while the device computes
+    return data.pin_memory() if device.type == "cuda" else data  # pinned: Python goes on while it is copied
 
 
 def choose_compilation(wanted: Compilation, device: torch.device) -> bool:

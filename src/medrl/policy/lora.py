@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medrl.errors import CheckpointError
+from medrl.errors import CheckpointError, SettingsError
 from medrl.settings import Settings
 
 FOLDER = "adapter"
@@ -36,7 +36,20 @@ class Lora(Settings):
 
 
 def add_lora(model: nn.Module, settings: Lora) -> None:
-    """Put fresh adapters into ``model``; as they start at zero, it computes what it did."""
+    """Put fresh adapters into ``model``; as they start at zero, it computes what it did.
+
+    Raises ``SettingsError`` for matrices that its layers do not have.
+    """
+    there = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "language_model.layers." in name
+    }
+    if unknown := sorted(set(settings.matrices) - there):
+        raise SettingsError(
+            f"policy.lora.matrices has {', '.join(unknown)}, but the layers of the language model have "
+            f"{', '.join(sorted(there))}: name some of those"
+        )
     names = "|".join(settings.matrices)
     config = peft.LoraConfig(
         r=settings.rank,

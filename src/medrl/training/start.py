@@ -17,7 +17,7 @@ from medrl.policy.policy import Policy
 from medrl.rewards import check_gold, check_wrong
 from medrl.rollout.collect import Ask
 from medrl.rollout.served import Server
-from medrl.runs import Run, check_vacant, is_run, locked
+from medrl.runs import Run, check_vacant, is_blank, is_run, locked
 from medrl.settings import Settings, dump_settings, with_defaults
 from medrl.training.batches import Objective
 from medrl.training.curriculum import arrange, pass_rates
@@ -125,11 +125,12 @@ def open_run(
     """Create the run folder, or open the one there is when ``resume`` allows it; its lock is let go with ``held``."""
     if resume == "must" and not is_run(out):
         raise RunError(f"--resume must: {out} holds no run; start one with --resume never, or give the right --out")
-    if resume == "never" or not is_run(out):
+    anew = resume == "never" or not is_run(out) or is_blank(out)
+    if anew:
         check_vacant(out)  # before anything is put there
     held.enter_context(locked(out))
     remove_torn(out)
-    if resume == "never" or not is_run(out):
+    if anew:
         return Run.create(out, recipe, provenance)
     run = Run.open(out)
     before = complete(run.recipe)
