@@ -89,7 +89,7 @@ def test_reinforcement_goes_on_from_there_with_the_reward_of_the_kinds(home, tmp
     start = f"policy.model={next((home / 'run' / 'checkpoints').iterdir())}"
     steps = ("training.steps=2", f"{method}.group_size=2", "training.optim.lr=1e-4", "training.curriculum.use=order")
     printed = run("train", home / "recipe.yaml", f"method={method}", start, *steps, "--out", tmp_path / "run")
-    assert "reward: {'answer_correct': 1.0, 'well_formed': 1.0}" in printed.stdout
+    assert "reward: {answer_correct: 1.0, well_formed: 1.0}" in printed.stdout
     assert "curriculum: 6 of 6 questions kept, the easy first" in printed.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert all(row["right"] == (row["parts"]["answer_correct"] == 1.0) for row in rows)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+import yaml
 
 from medrl import terminal
 
@@ -67,5 +68,6 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes, the first one speaks
     if run.recipe["method"] != "sft":  # which imitates right answers and asks no reward about its own
-        typer.echo(f"reward: {run.recipe['reward']}")
+        shown = yaml.safe_dump({"reward": run.recipe["reward"]}, default_flow_style=None, sort_keys=False)
+        typer.echo(shown.strip())
     typer.echo(f"run:  {run.path}\nnext: medrl eval {run.path} TEST_STORE --out {run.path / 'eval' / 'after'}")

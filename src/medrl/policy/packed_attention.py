@@ -133,7 +133,6 @@ def choose_back_end(wanted: str, head: Tensor, head_width: int) -> str:
     problem = obstacle(wanted, head.device, head.dtype, head_width)
     if problem is not None:
         raise PolicyError(f"the attention back end {wanted} {problem}: choose auto or {' or '.join(able)}")
-    log.info("packed attention: %s (as asked for %s on %s)", wanted, head.dtype, head.device)
     return wanted
 
 

@@ -2,6 +2,7 @@
 open."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from medrl.training.start import Complete, Resume, check_inputs, choose_curricul
 from medrl.training.state import RunState
 from medrl.training.trackers import Tracker, tracking
 from medrl.types import Example, Prompt, Reward
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +174,8 @@ def at_work(
         state = RunState(run, policy, optimizer, sampler, job.method, settings, deadline)
         first_step = state.restore()
         distributed.check_same("weights", policy.fingerprint)
+        if first_step == settings.steps:
+            log.info("%s was finished already, with all %d steps", run.path, settings.steps)
         policy.trained = True
         workers = settings.data_workers
         processes = choose_processes(settings.data_processes, workers, policy.device)

@@ -160,8 +160,13 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         free = any(full == name or full.startswith(f"{name}.") for name in MAY_CHANGE)
         if not free and was.get(key, UNSET) != are.get(key, UNSET):
             why = f" ({WHY_NOT[full]})" if full in WHY_NOT else ""
-            found.append(f"{key} was {was.get(key, UNSET)} and is now {are.get(key, UNSET)}{why}")
+            found.append(f"{key} was {_word(was.get(key, UNSET))} and is now {_word(are.get(key, UNSET))}{why}")
     return found
+
+
+def _word(value: Any) -> Any:
+    """As a recipe has it."""
+    return {True: "true", False: "false", None: "empty"}[value] if value is None or isinstance(value, bool) else value
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
