@@ -13,11 +13,11 @@ STEPS = [
     Case(f"25m, 224 px, 4 x 8 x 64 tokens, KL, against {TRAINER}", ("step", "--model", "25m", "--baseline", TRAINER)),
     Case(
         "tiny, 1008 px (1,296 image tokens), 1 x 8 x 32 tokens, KL",
-        ("step", "--model", "tiny", "--image-px", "1008", "--prompts", "1", "--completion-tokens", "32",
-         "--baseline", "naive"),
+        ("step", "--model", "tiny", "--image-px", "1008", "--prompts", "1", "--prompt-tokens", "40",
+         "--completion-tokens", "32", "--baseline", "naive"),
     ),
 ]  # fmt: skip
-EVALUATIONS = [Case("25m, 224 px, 32 tokens", ("eval", "--model", "25m", "--completion-tokens", "32"))]
+EVALUATIONS = [Case("25m, 224 px, 96 tokens", ("eval", "--model", "25m"))]
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """Runs ``medrl bench`` for a list of cases, each in a process of its own, and writes Markdown tables."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = "trl" if importlib.util.find_spec("trl") else "naive"  # trl comes with pip install 'medrl[interop]'
+MEASURED = "measured: "
+"""What ``medrl bench --json`` puts before what it has measured, among its messages, when a baseline is to come."""
 PHASES = ("data", "vision", "prefill", "decode", "reference", "policy", "optimizer")
 
 
@@ -41,10 +46,23 @@ class Outcome:
 def run(case: Case, limit_s: float, log: Path) -> Outcome:
     """Run a case; one that fails or takes too long says so in the table, and the others go on."""
     problem = call(["-m", "medrl", "bench", *case.words, "--json"], min(limit_s, case.limit_s), log)
-    return Outcome(case, None if problem else json.loads(log.with_suffix(".out").read_text()), problem)
+    found = found_in(log.with_suffix(".out").read_text(errors="replace"))
+    if found is None:  # what was measured before the baseline began
+        said = re.findall(rf"^{MEASURED}(.*)$", log.with_suffix(".err").read_text(errors="replace"), re.M)
+        found = found_in(said[-1]) if said else None
+    return Outcome(case, found, problem or ("" if found else "printed no result"))
 
 
-def call(words: Sequence[str], limit_s: float, log: Path) -> str:
+def found_in(printed: str) -> dict[str, Any] | None:
+    """The last JSON object that begins a line, whatever stands around it."""
+    found = None
+    for start in re.finditer(r"^\{", printed, re.M):
+        with suppress(ValueError):
+            found, _ = json.JSONDecoder().raw_decode(printed, start.start())
+    return found
+
+
+def call(words: Sequence[str], limit_s: float, log: Path, fine: Sequence[int] = (0,)) -> str:
     """Run Python with these words, on this repository's medrl. Returns what went wrong, "" for nothing.
 
     What it prints goes to ``log``.out and ``log``.err as it comes. It ends with all its children: workers of a compiler
@@ -66,7 +84,7 @@ def call(words: Sequence[str], limit_s: float, log: Path) -> str:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    if status == 0:
+    if status in fine:
         return ""
     lines = log.with_suffix(".err").read_text(errors="replace").strip().splitlines() or ["no message"]
     print("\n".join(lines[-30:]), file=sys.stderr)
@@ -74,10 +92,15 @@ def call(words: Sequence[str], limit_s: float, log: Path) -> str:
 
 
 def missing_packages() -> list[str]:
-    """What medrl's benchmarks and exactness tests need and this Python has not."""
-    needed = ("accelerate", "hypothesis", "numpy", "peft", "PIL", "pydantic", "pytest", "pytest_timeout", "rich",
-              "safetensors", "tokenizers", "torchvision", "transformers", "typer", "yaml")  # fmt: skip
-    return [name for name in needed if importlib.util.find_spec(name) is None]
+    """What medrl and its exactness tests need and this Python has not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]]
+    return [name for name in (*needed, "hypothesis", "packaging", "pytest", "pytest-timeout") if not is_installed(name)]
+
+
+def is_installed(name: str) -> bool:
+    """A distribution, by its name on the package index."""
+    return any(importlib.metadata.distributions(name=name))
 
 
 STEP_HEADINGS = (
@@ -97,6 +120,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
     if found is None:
         return [outcome.problem]
     base = found.get("baseline")
+    missing = outcome.problem and f"baseline: {outcome.problem}"
     return [
         f"{found['seconds_per_step']:.2f}",
         " / ".join(f"{found['phases'][name]:.2f}" for name in PHASES),
@@ -105,7 +129,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
         f"{1000 * found['phases']['decode'] / found['completion_tokens']:.1f}",
         f"{found['tokens_per_s']:.0f}",
         f"{found['peak_gb']:.1f}",
-        f"{base['name']} {base['seconds_per_step']:.2f}" if base else "",
+        f"{base['name']} {base['seconds_per_step']:.2f}" if base else missing,
         f"{found['speedup']:.1f}" if base else "",
         f"{found['cpu_speedup']:.1f}" if base else "",
         found["attention"],
@@ -125,10 +149,16 @@ def _eval_cells(outcome: Outcome) -> list[str]:
         return [outcome.problem]
     return [
         f"{found['items_per_s']:.1f}",
-        f"{found['baseline']['items_per_s']:.1f}",
-        f"{found['speedup']:.1f}",
-        f"{found['cpu_speedup']:.1f}",
-        f"{found['same_tokens']:.0%}",
+        *(
+            [
+                f"{found['baseline']['items_per_s']:.1f}",
+                f"{found['speedup']:.1f}",
+                f"{found['cpu_speedup']:.1f}",
+                f"{found['same_tokens']:.0%}",
+            ]
+            if found["baseline"]
+            else [outcome.problem]
+        ),
     ]
 
 

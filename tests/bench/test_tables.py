@@ -1,0 +1,85 @@
+"""The scripts in benchmarks/: what a call printed is found whatever stands around it, and nothing ends the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu
+    import tables
+
+    monkeypatch.setattr(tables, "ROOT", Path.cwd())
+    return gpu, tables
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        (json.dumps({"a": {"b": 1}}, indent=2), {"a": {"b": 1}}),
+        ('a warning\n{"a": 1}\nand {"b": 2}\n', {"a": 1}),
+        ('{"a": 1}\n{"a": 2}\n', {"a": 2}),
+        ('{"a": 1}\n{"a": 2', {"a": 1}),
+        ("{not json\n[1]", None),
+        ("", None),
+    ],
+)
+def test_the_last_result_is_found_among_other_lines(scripts, printed, found):
+    assert scripts[1].found_in(printed) == found
+
+
+def test_what_was_measured_before_a_baseline_that_never_ends_is_kept(scripts, monkeypatch, tmp_path):
+    _, tables = scripts
+    inner = tables.call
+    slow = (
+        "import sys, time; print('measured: {\"seconds_per_step\": 2.5}', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(tables, "call", lambda words, limit_s, log: inner(["-c", slow], 5.0, log))
+    outcome = tables.run(tables.Case("slow", ("step",)), 5.0, tmp_path / "log")
+    assert outcome.found == {"seconds_per_step": 2.5} and outcome.problem == "not finished in 5 s"
+    monkeypatch.setattr(tables, "call", lambda words, limit_s, log: inner(["-c", "print('hello')"], 60.0, log))
+    assert tables.run(tables.Case("mute", ("step",)), 5.0, tmp_path / "log").problem == "printed no result"
+
+
+def test_packages_are_those_of_the_project_and_a_missing_one_is_named(scripts, monkeypatch):
+    _, tables = scripts
+    monkeypatch.setattr(tables, "ROOT", FOLDER.parent)
+    asked = []
+    monkeypatch.setattr(tables, "is_installed", lambda name: asked.append(name) or name != "rapidfuzz")
+    assert tables.missing_packages() == ["rapidfuzz"]
+    assert {"torch", "transformers", "threadpoolctl", "jinja2", "hypothesis"} <= set(asked)
+    monkeypatch.undo()
+    assert tables.is_installed("torch") and not tables.is_installed("a-package-that-is-not-there")
+
+
+@pytest.mark.parametrize("readme", ["before\n<!-- gpu: begin -->\nold\n", "no marks at all\n"])
+def test_a_page_without_a_place_for_the_tables_is_left_alone(scripts, monkeypatch, tmp_path, readme):
+    gpu, _ = scripts
+    page = tmp_path / "README.md"
+    page.write_text(readme)
+    monkeypatch.setattr(gpu, "README", page)
+    gpu.write_tables("new\n", tmp_path / "tables.md", into_readme=True)
+    assert page.read_text() == readme and (tmp_path / "tables.md").read_text() == "new\n"
+    page.write_text("before\n<!-- gpu: begin -->\nold\n<!-- gpu: end -->\nafter\n")
+    gpu.write_tables("new\n", tmp_path / "tables.md", into_readme=True)
+    assert page.read_text() == "before\n<!-- gpu: begin -->\nnew\n<!-- gpu: end -->\nafter\n"
+
+
+def test_a_test_file_that_dies_is_named_and_the_others_go_on(scripts, monkeypatch, tmp_path):
+    gpu, tables = scripts
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    for name, body in (("dies", "import os; os._exit(9)"), ("fails", "assert False"), ("passes", "pass")):
+        marked = f"import pytest\n@pytest.mark.gpu\ndef test_{name}():\n    {body}\n"
+        (tests / f"test_{name}.py").write_text(marked)
+    (tests / "test_other.py").write_text("def test_other(): raise SystemError\n")
+    for script in (gpu, tables):
+        monkeypatch.setattr(script, "ROOT", tmp_path)
+    said = gpu.exactness(tmp_path, tmp_path / "log", 120.0)
+    assert said.startswith("FAILED (1 passed, 1 failed)") and "test_dies.py failed" in said
+    assert "test_fails.py::test_fails" in said and "test_other" not in said
