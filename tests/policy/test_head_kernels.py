@@ -14,7 +14,12 @@ kernels = pytest.importorskip("medrl.policy.head_kernels")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs interpreted, in another process")
+# Compiled where there is a GPU, so ``-m gpu`` runs them; interpreted where there is none.
+runs_kernels = (
+    pytest.mark.gpu
+    if DEVICE == "cuda"
+    else pytest.mark.skipif(not INTERPRETED, reason="runs interpreted, in another process")
+)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")

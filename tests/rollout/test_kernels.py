@@ -22,7 +22,12 @@ kernels = pytest.importorskip("medrl.rollout.kernels")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs interpreted, in another process")
+# Compiled where there is a GPU, so ``-m gpu`` runs them; interpreted where there is none.
+runs_kernels = (
+    pytest.mark.gpu
+    if DEVICE == "cuda"
+    else pytest.mark.skipif(not INTERPRETED, reason="runs interpreted, in another process")
+)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -68,7 +73,7 @@ def test_gated_activation_is_silu_times_up(draw, width):
     both = draw(3, 2 * width)  # rows that are apart, as the halves of one product are
     gate, up = both[:, :width], both[:, width:]
     expected = F.silu(gate.double()) * up.double()
-    torch.testing.assert_close(kernels.gated(gate, up).double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(kernels.gated(gate, up).double(), expected, atol=2e-6, rtol=2e-6)
 
 
 @runs_kernels
@@ -140,8 +145,9 @@ def test_attention_is_that_of_the_layers(draw, case, shared, width):
 @runs_kernels
 def test_completions_are_those_of_the_layers(make_policy, make_examples, tmp_path, monkeypatch):
     prompts = [make_prompt(example, template="plain") for example in make_examples(tmp_path, 3)]
-    policy = make_policy(torch.float32)
+    policy = make_policy(torch.float32, heads=2, kv_heads=1)  # of 16: less than that only the interpreter multiplies
     policy.model.to(DEVICE)
+    policy = Policy(policy.model, policy.processor)
     sampling = Sampling(max_new_tokens=12)
     monkeypatch.setattr(scheduler, "_static", lambda _: False)
     monkeypatch.setattr(scheduler, "_open", lambda p, s, rows: scheduler.Decoder(p, s, rows))
