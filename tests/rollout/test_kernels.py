@@ -160,15 +160,41 @@ def test_completions_are_those_of_the_layers(make_policy, make_examples, tmp_pat
             assert a.sampling_logprobs == pytest.approx(b.sampling_logprobs, abs=1e-4)
 
 
+# Triton's interpreter multiplies no bfloat16.
+HALF = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
+
+
 @runs_kernels
-def test_kernels_are_compared_with_the_plain_attention_before_they_are_used(monkeypatch):
-    device = torch.device(DEVICE)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (12, 2), (7, 1)])
+def test_rounding_is_no_difference_to_the_plain_computation(dtype, heads, kv_heads):
     fused.differs.cache_clear()
-    assert fused.differs(device, torch.float32, 4, 2, 16) is None
+    assert fused.differs(torch.device(DEVICE), dtype, heads, kv_heads, 16) is None
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("place", ["add_norm", "rotate", "gated", "attend"])
+def test_every_kernel_is_compared_with_the_plain_computation_before_it_is_used(monkeypatch, place, dtype):
     fused.differs.cache_clear()
-    attend = kernels.attend
-    monkeypatch.setattr(kernels, "attend", lambda *given: attend(*given) * 1.01)
-    assert "other numbers" in fused.differs(device, torch.float32, 4, 2, 16)
+    kernel = getattr(kernels, place)
+    monkeypatch.setattr(kernels, place, lambda *given: kernel(*given) * 1.02)
+    assert "other numbers" in (fused.differs(torch.device(DEVICE), dtype, 12, 2, 16) or "")
+    fused.differs.cache_clear()
+
+
+@runs_kernels
+def test_attention_is_compared_for_every_number_of_queries_that_it_is_compiled_for(monkeypatch):
+    fused.differs.cache_clear()
+    asked, launch = [], kernels._ask_prompt
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *given, **constants: asked.append(constants["QUERIES"]) or launch[grid](*given, **constants)
+
+    monkeypatch.setattr(kernels, "_ask_prompt", Spy())
+    assert fused.differs(torch.device(DEVICE), torch.float32, 12, 2, 16) is None
+    assert asked == [16, 32, 64]
     fused.differs.cache_clear()
 
 
