@@ -198,6 +198,19 @@ def test_attention_is_compared_for_every_number_of_queries_that_it_is_compiled_f
     fused.differs.cache_clear()
 
 
+def test_kernels_that_cannot_be_built_are_not_used_and_it_is_said_why(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "attend", fail)
+    for other in ("add_norm", "rotate", "gated"):
+        monkeypatch.setattr(kernels, other, lambda x, *_: x)
+    fused.differs.cache_clear()
+    found = fused.differs(torch.device(DEVICE), torch.float32, 4, 2, 16) or ""
+    fused.differs.cache_clear()
+    assert "cannot be built here (RuntimeError: Failed to find C compiler)" in found
+
+
 def test_weights_that_lie_together_stay_the_parameters_they_were(make_policy, tmp_path):
     policy, untouched = make_policy(torch.float32), make_policy(torch.float32)
     before = policy.fingerprint()

@@ -137,6 +137,7 @@ def obstacle(policy: Policy) -> str | None:
 
 
 @cache
+@fused.or_why_not_built
 def differs(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> str | None:
     """Compare what every kernel makes of a few random rows with the plain computation."""
     generator = torch.Generator(device).manual_seed(0)
