@@ -223,7 +223,7 @@ def test_looking_for_stops_less_often_changes_nothing(ending, prompts, monkeypat
     same(generate(ending, prompts, SAMPLING, group_size=3), expected)
 
 
-def fix_shapes(monkeypatch) -> list[Rows]:
+def fix_shapes(policy, monkeypatch) -> list[Rows]:
     """Do as on a GPU, but uncaptured: whole buffers under masks, rows moved between buckets and filled up.
 
     Gives the rows of every buffer that is opened, as they were then."""
@@ -233,6 +233,7 @@ def fix_shapes(monkeypatch) -> list[Rows]:
         opened.append(rows.clone())
         return Decoder(policy, sampling, rows, static=True)
 
+    monkeypatch.setattr(policy, "decode_graphs", None)  # of this test alone
     monkeypatch.setattr(scheduler, "_open", record)
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
     monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})
@@ -243,7 +244,7 @@ def fix_shapes(monkeypatch) -> list[Rows]:
 
 def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
     expected = generate(ending, prompts, SAMPLING, group_size=4)
-    opened = fix_shapes(monkeypatch)
+    opened = fix_shapes(ending, monkeypatch)
     same(generate(ending, prompts, SAMPLING, group_size=4), expected)
     sizes = [len(rows.t) for rows in opened]
     assert sizes == sorted(set(sizes), reverse=True) and set(sizes) <= {2, 8, 16, 24, 32}
@@ -256,7 +257,7 @@ def test_prompts_that_take_the_places_of_finished_ones_are_completed_alike(
     ending, prompts, monkeypatch, static, at_once, group_size
 ):
     expected = [generate(ending, [prompt], SAMPLING, group_size=group_size, seed=4)[0] for prompt in prompts]
-    opened = fix_shapes(monkeypatch) if static else []
+    opened = fix_shapes(ending, monkeypatch) if static else []
     spy = Spy(ending, monkeypatch)
     batches = list(complete(ending, prompts, SAMPLING, at_once=at_once, group_size=group_size, seed=4))
     found = {one.number: one.completions for batch in batches for one in batch}
@@ -341,18 +342,14 @@ def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts)
     assert (~kept.padding).sum((1, 2, 3)).tolist() == lengths
 
 
-def test_what_was_captured_serves_later_batches_with_other_prompts(make_policy, prompts, monkeypatch):
-    """All of it but the capture: here a replay is the step itself, on the buffers that a capture would have held."""
-    policy = make_policy()
-    favor(policy, policy.eos_token_id, 0.17)
-    by_length = sorted(prompts, key=lambda prompt: len(policy.encode([prompt])[0].token_ids))
-    first, later = by_length[4:], by_length[:4]
-    assert len(policy.encode(first[-1:])[0].token_ids) > len(policy.encode(later[-1:])[0].token_ids)
-    expected = [generate(policy, some, SAMPLING, group_size=4) for some in (first, later)]
-    captured = []
+@pytest.fixture
+def captured(monkeypatch) -> list[int]:
+    """Rows of each step that is captured. All of it but the capture: here a replay is the step itself, on the buffers
+    that a capture would have held."""
+    sizes = []
 
     def capture(decoder):
-        captured.append(len(decoder.rows.t))
+        sizes.append(len(decoder.rows.t))
         decoder.graph = SimpleNamespace(replay=decoder.decoder.step)
 
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
@@ -361,13 +358,60 @@ def test_what_was_captured_serves_later_batches_with_other_prompts(make_policy, 
     monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 8})
     monkeypatch.setattr(CapturedDecoder, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def by_length(ending, prompts):
+    return sorted(prompts, key=lambda prompt: len(ending.encode([prompt])[0].token_ids))
+
+
+@pytest.fixture
+def expected(ending, monkeypatch):
+    """What is completed without any buffers."""
+
+    def complete_plainly(some):
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "_static", lambda device: False)
+            return generate(ending, some, SAMPLING, group_size=4)
+
+    monkeypatch.setattr(ending, "decode_graphs", None)
+    return complete_plainly
+
+
+def test_what_was_captured_serves_later_batches_with_other_prompts(ending, by_length, expected, captured):
+    first, later = by_length[4:], by_length[:4]
+    assert len(ending.encode(first[-1:])[0].token_ids) > len(ending.encode(later[-1:])[0].token_ids)
+    same(generate(ending, first, SAMPLING, group_size=4), expected(first))
     assert captured[0] == 16 and len(captured) == len(set(captured)) > 1  # one for every number of rows
     before = list(captured)
-    same(generate(policy, later, SAMPLING, group_size=4), expected[1])
+    same(generate(ending, later, SAMPLING, group_size=4), expected(later))
     assert set(captured[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
-    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
+    same(generate(ending, first, SAMPLING, group_size=4), expected(first))
     assert len(captured) == len(set(captured))
+
+
+def test_what_was_captured_serves_fewer_prompts(ending, by_length, expected, captured):
+    """A step that replaces what teaches nothing completes a few more prompts after the first ones, again and again."""
+    for count in (8, 3, 8, 5, 1):
+        some = by_length[-count:]
+        same(generate(ending, some, SAMPLING, group_size=4), expected(some))
+        assert len(captured) == len(set(captured)) and captured[0] == 32
+
+
+def test_what_was_captured_is_given_up_where_it_does_not_serve(ending, by_length, expected, captured):
+    generate(ending, by_length[:2], SAMPLING, group_size=4)
+    more = by_length[:3]
+    same(generate(ending, more, SAMPLING, group_size=4), expected(more))
+    assert captured[0] == 8 and 12 in captured
+    graphs, before = ending.decode_graphs, len(captured)
+    for sampling, group_size in ((Sampling(max_new_tokens=9), 4), (SAMPLING, 2)):
+        found = tokens(generate(ending, more, sampling, group_size=group_size))
+        limit = sampling.max_new_tokens
+        assert found == [[ids[:limit] for ids in group[:group_size]] for group in tokens(expected(more))]
+        assert len(captured) > before
+        before = len(captured)
+    assert ending.decode_graphs is graphs
 
 
 @pytest.mark.gpu

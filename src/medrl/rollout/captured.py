@@ -12,7 +12,7 @@ import torch
 from medrl.policy.policy import Policy
 from medrl.rollout.decoder import Decoder
 from medrl.rollout.fused import FusedDecoder, decodes_fused
-from medrl.rollout.rows import Prompts, Rows
+from medrl.rollout.rows import Prompts, Rows, Shape
 from medrl.rollout.sampling import Sampling
 
 BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -54,35 +54,43 @@ class CapturedDecoder:
 
 
 class Graphs:
-    """The captured decoders of a policy, for one shape of batch at a time."""
+    """The captured decoders of a policy, for one kind of batch at a time."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._fused = policy, decodes_fused(policy)
-        self._shape: tuple[Any, ...] = ()
+        self._kind: tuple[Any, ...] = ()
+        self._shape = Shape(rows=0, prompts=0, prompt_tokens=0, group_size=0)
         self._prompts: Prompts | None = None
         self._decoders: dict[int, CapturedDecoder] = {}
         self._pool: Any = None
 
-    def room(self, prompt_tokens: int) -> int:
-        """The width to pad prompts to: that of the buffers that are there, if it is not more than twice as much.
+    def room(self, sampling: Sampling, shape: Shape) -> Shape:
+        """What to make place for where ``shape`` is needed, at most: as much as there is, if that is enough.
 
-        What is captured then serves for the next batch, whose longest prompt is a little shorter; padding is not read.
+        What is captured then serves for the next batch, of fewer prompts or shorter ones: rows and prompts are filled
+        up, and padding is not read. Where prompts would be padded to more than twice what they need, and where more of
+        anything is needed, buffers are made anew, and what was captured is given up.
         """
-        there = self._prompts.padding.shape[-1] if self._prompts is not None else 0
-        return there if prompt_tokens <= there <= 2 * prompt_tokens else prompt_tokens
+        kind, there = (sampling, self._policy.stop_token_ids, shape.group_size), self._shape
+        enough = shape.rows <= there.rows and shape.prompts <= there.prompts
+        if (
+            kind != self._kind
+            or not enough
+            or not shape.prompt_tokens <= there.prompt_tokens <= 2 * shape.prompt_tokens
+        ):
+            self._decoders.clear()
+            self._prompts = None
+            self._kind, self._shape = kind, shape
+        return self._shape
 
     def open(self, sampling: Sampling, rows: Rows) -> CapturedDecoder:
-        """A decoder for these rows, on buffers that were captured before where there are such."""
-        shape = (rows.prompts.keys.shape, rows.table.shape, rows.limit, sampling, self._policy.stop_token_ids)
-        if shape != self._shape:
-            self._decoders.clear()
+        """A decoder for rows of the shape that ``room`` said, or a smaller number of rows (``bucket``)."""
+        if self._prompts is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._shape, self._prompts = shape, _clone(rows.prompts)
-        elif self._prompts is not rows.prompts:
-            assert self._prompts is not None
+            self._prompts = _clone(rows.prompts)
+        else:
             for name in ("keys", "values", "padding"):
                 getattr(self._prompts, name).copy_(getattr(rows.prompts, name))
-        assert self._prompts is not None
         rows = replace(rows, prompts=self._prompts)
         size = len(rows.t)
         if size not in self._decoders:
