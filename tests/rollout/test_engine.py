@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 from types import SimpleNamespace
@@ -230,7 +231,7 @@ def fix_shapes(policy, monkeypatch) -> list[Rows]:
     opened = []
 
     def record(policy, sampling, rows):
-        opened.append(rows.clone())
+        opened.append(copy.deepcopy(rows))
         return Decoder(policy, sampling, rows, static=True)
 
     monkeypatch.setattr(policy, "decode_graphs", None)  # of this test alone
@@ -343,13 +344,16 @@ def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts)
 
 
 @pytest.fixture
-def captured(monkeypatch) -> list[int]:
-    """Rows of each step that is captured. All of it but the capture: here a replay is the step itself, on the buffers
-    that a capture would have held."""
-    sizes = []
+def captured(monkeypatch) -> list[Rows]:
+    """The buffers of each step that is captured. All of it but the capture: here a replay is the step itself, on the
+    buffers that a capture would have held."""
+    buffers = []
 
     def capture(decoder):
-        sizes.append(len(decoder.rows.t))
+        buffers.append(decoder.rows)
+        decoder.rows.t.fill_(1)
+        for _ in range(2):  # as before a capture
+            decoder.decoder.step()
         decoder.graph = SimpleNamespace(replay=decoder.decoder.step)
 
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
@@ -358,7 +362,11 @@ def captured(monkeypatch) -> list[int]:
     monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 8})
     monkeypatch.setattr(CapturedDecoder, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    return sizes
+    return buffers
+
+
+def sizes(captured: list[Rows]) -> list[int]:
+    return [len(rows.t) for rows in captured]
 
 
 @pytest.fixture(scope="module")
@@ -383,12 +391,12 @@ def test_what_was_captured_serves_later_batches_with_other_prompts(ending, by_le
     first, later = by_length[4:], by_length[:4]
     assert len(ending.encode(first[-1:])[0].token_ids) > len(ending.encode(later[-1:])[0].token_ids)
     same(generate(ending, first, SAMPLING, group_size=4), expected(first))
-    assert captured[0] == 16 and len(captured) == len(set(captured)) > 1  # one for every number of rows
-    before = list(captured)
+    before = sizes(captured)
+    assert before[0] == 16 and len(before) == len(set(before)) > 1  # one for every number of rows
     same(generate(ending, later, SAMPLING, group_size=4), expected(later))
-    assert set(captured[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
+    assert set(sizes(captured)[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
     same(generate(ending, first, SAMPLING, group_size=4), expected(first))
-    assert len(captured) == len(set(captured))
+    assert len(captured) == len(set(sizes(captured)))
 
 
 def test_what_was_captured_serves_fewer_prompts(ending, by_length, expected, captured):
@@ -396,14 +404,26 @@ def test_what_was_captured_serves_fewer_prompts(ending, by_length, expected, cap
     for count in (8, 3, 8, 5, 1):
         some = by_length[-count:]
         same(generate(ending, some, SAMPLING, group_size=4), expected(some))
-        assert len(captured) == len(set(captured)) and captured[0] == 32
+        assert len(captured) == len(set(sizes(captured))) and len(captured[0].t) == 32
+
+
+def test_all_that_is_captured_shares_the_buffers_of_the_largest_batch(ending, by_length, expected, captured):
+    generate(ending, by_length, SAMPLING, group_size=4)
+    largest = max(captured, key=lambda rows: len(rows.t))
+    assert len(captured) > 2 and len(largest.t) == 32
+    for rows in captured:
+        for name in ("keys", "values", "uniform", "written", "table"):
+            ours, theirs = getattr(rows, name), getattr(largest, name)
+            assert ours.data_ptr() == theirs.data_ptr() and ours.untyped_storage().nbytes() == theirs.nbytes
+        assert rows.prompts is largest.prompts
+        assert all(layer.is_contiguous() for layer in rows.keys)  # as the kernels want
 
 
 def test_what_was_captured_is_given_up_where_it_does_not_serve(ending, by_length, expected, captured):
     generate(ending, by_length[:2], SAMPLING, group_size=4)
     more = by_length[:3]
     same(generate(ending, more, SAMPLING, group_size=4), expected(more))
-    assert captured[0] == 8 and 12 in captured
+    assert sizes(captured)[0] == 8 and 12 in sizes(captured)
     graphs, before = ending.decode_graphs, len(captured)
     for sampling, group_size in ((Sampling(max_new_tokens=9), 4), (SAMPLING, 2)):
         found = tokens(generate(ending, more, sampling, group_size=group_size))
@@ -412,6 +432,19 @@ def test_what_was_captured_is_given_up_where_it_does_not_serve(ending, by_length
         assert len(captured) > before
         before = len(captured)
     assert ending.decode_graphs is graphs
+
+
+@pytest.mark.parametrize("meanwhile", ["other completions", "memory is given back"])
+def test_what_happens_to_a_policy_between_two_answers_changes_none(ending, by_length, expected, captured, meanwhile):
+    found = {}
+    for finished in complete(ending, by_length, SAMPLING, at_once=3, group_size=4):
+        found |= {one.number: one.completions for one in finished}
+        if meanwhile == "memory is given back":
+            ending.decode_graphs = None
+        else:
+            generate(ending, by_length[:1], SAMPLING, group_size=4)
+            generate(ending, by_length[-2:], Sampling(max_new_tokens=5), group_size=4)
+    same([found[number] for number in range(len(by_length))], expected(by_length))
 
 
 @pytest.mark.gpu
