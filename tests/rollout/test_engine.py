@@ -354,7 +354,7 @@ def captured(monkeypatch) -> list[Rows]:
         decoder.rows.t.fill_(1)
         for _ in range(2):  # as before a capture
             decoder.decoder.step()
-        decoder.graph = SimpleNamespace(replay=decoder.decoder.step)
+        return SimpleNamespace(replay=decoder.decoder.step)
 
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
     monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})

@@ -36,13 +36,13 @@ class CapturedDecoder:
         """Go on with these rows, which have the shape of the first ones."""
         self.rows.copy_(rows)
         if self.graph is None:
-            self._capture()
+            self.graph = self._capture()
             self.rows.copy_(rows)
 
     def step(self) -> None:
         self.graph.replay()
 
-    def _capture(self) -> None:
+    def _capture(self) -> Any:
         # Memory that a kernel needs at its first run is not to belong to the graph: two steps are run before, of the
         # second token, which every row has room for. ``load`` undoes what they write.
         stream = torch.cuda.Stream()
@@ -52,10 +52,11 @@ class CapturedDecoder:
                 self.rows.t.fill_(1)
                 self.decoder.step()
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Other threads, which prepare images, may ask CUDA for memory meanwhile.
-        with torch.cuda.graph(self.graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self.decoder.step()
+        return graph  # whole: what is interrupted above is captured anew
 
 
 class Graphs:
