@@ -204,6 +204,21 @@ def test_a_capture_that_was_interrupted_is_made_anew(tmp_path, monkeypatch, kern
         assert captures == [2 * GROUP] * 2
 
 
+@torch.no_grad()
+def test_all_captures_are_made_on_one_stream(tmp_path, monkeypatch):
+    with FakeCuda() as gpu:
+        policy, _, encoded = policy_on(gpu, tmp_path)
+        _, prompts = prefill(policy, encoded)
+        rows = begin(prompts, [p.next_position for p in encoded], torch.rand(2 * GROUP, TOKENS).double().to("cuda"))
+        streams, graphs, make = [], Graphs(policy), torch.cuda.Stream
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: streams.append(make()) or streams[-1])
+        for tokens in (TOKENS, TOKENS - 1):  # all anew for the second
+            some = begin(prompts, [1, 1], rows.uniform[:, :tokens])
+            for count in (2 * GROUP, 3):
+                graphs.open(Sampling(max_new_tokens=tokens), some.narrow(count))
+        assert len(streams) == 1
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 @pytest.mark.parametrize("adapters", [False, True])
 @torch.no_grad()

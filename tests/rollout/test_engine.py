@@ -362,6 +362,7 @@ def captured(monkeypatch) -> list[Rows]:
     monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 8})
     monkeypatch.setattr(CapturedDecoder, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     return buffers
 
 

@@ -22,12 +22,14 @@ BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 class CapturedDecoder:
     """A decoder whose steps are replayed."""
 
-    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, fused: bool, pool: Any) -> None:
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, fused: bool, pool: Any, stream: Any) -> None:
         """A step writes to these very ``rows``.
 
-        ``pool``: where a step's temporaries lie, the same for all whose steps are replayed one after another.
+        Args:
+            pool: where a step's temporaries lie, the same for all whose steps are replayed one after another.
+            stream: where it is captured, the same for all: cuBLAS keeps 32 MiB for every one it has seen.
         """
-        self.rows, self.pool = rows, pool
+        self.rows, self.pool, self.stream = rows, pool, stream
         plain = Decoder(policy, sampling, self.rows, static=True)
         self.decoder = FusedDecoder(policy, sampling, self.rows) if fused else plain
         self.graph: Any = None
@@ -45,16 +47,15 @@ class CapturedDecoder:
     def _capture(self) -> Any:
         # Memory that a kernel needs at its first run is not to belong to the graph: two steps are run before, of the
         # second token, which every row has room for. ``load`` undoes what they write.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(2):
                 self.rows.t.fill_(1)
                 self.decoder.step()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads, which prepare images, may ask CUDA for memory meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             self.decoder.step()
         return graph  # whole: what is interrupted above is captured anew
 
@@ -70,6 +71,7 @@ class Graphs:
         """The buffers; a decoder of fewer rows has the first ones of them."""
         self._decoders: dict[int, CapturedDecoder] = {}
         self._pool: Any = None
+        self._stream: Any = None
 
     def room(self, sampling: Sampling, shape: Shape) -> Shape:
         """What to make place for where ``shape`` is needed, at most: as much as there is, if that is enough.
@@ -92,12 +94,13 @@ class Graphs:
         if self.room(sampling, shape) != replace(shape, rows=self._shape.rows):
             self._renew(sampling, shape)  # the policy was used for something else since
         if self._rows is None:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), self._stream or torch.cuda.Stream()
             self._rows = rows.buffers(self._shape.rows)
         size = len(rows.t)
         if size not in self._decoders:
-            buffers = self._rows.narrow(size)
-            self._decoders[size] = CapturedDecoder(self._policy, sampling, buffers, fused=self._fused, pool=self._pool)
+            self._decoders[size] = CapturedDecoder(
+                self._policy, sampling, self._rows.narrow(size), fused=self._fused, pool=self._pool, stream=self._stream
+            )
         decoder = self._decoders[size]
         decoder.load(rows)  # a copy of what is in the buffers, never part of them (``rows.regroup``)
         return decoder
