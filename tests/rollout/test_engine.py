@@ -92,7 +92,7 @@ def test_a_completion_does_not_depend_on_the_batch_it_travels_in(ending, prompts
 @pytest.mark.parametrize("threshold", [0.0, 1.1])
 def test_cutting_finished_rows_out_of_the_cache_changes_nothing(ending, prompts, monkeypatch, threshold):
     expected = generate(ending, prompts, SAMPLING, group_size=3)
-    monkeypatch.setattr("medrl.rollout.scheduler.REGROUP_BELOW", threshold)
+    monkeypatch.setattr("medrl.rollout.scheduler.REGROUP_AT", threshold)
     found = generate(ending, prompts, SAMPLING, group_size=3)
     assert tokens(found) == tokens(expected)
     for ours, theirs in zip(found, expected, strict=True):
@@ -243,13 +243,16 @@ def fix_shapes(policy, monkeypatch) -> list[Rows]:
     return opened
 
 
-def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch, every):
     expected = generate(ending, prompts, SAMPLING, group_size=4)
     opened = fix_shapes(ending, monkeypatch)
+    monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": every})
     same(generate(ending, prompts, SAMPLING, group_size=4), expected)
     sizes = [len(rows.t) for rows in opened]
     assert sizes == sorted(set(sizes), reverse=True) and set(sizes) <= {2, 8, 16, 24, 32}
     assert len(sizes) > 2 and any(rows.ended.any() for rows in opened)  # some rows fill a bucket up
+    assert every > 1 or 24 in sizes  # three quarters of 32: whoever looks at every token finds as many
 
 
 @pytest.mark.parametrize("static", [False, True])

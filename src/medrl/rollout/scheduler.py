@@ -22,8 +22,8 @@ from medrl.rollout.rows import Part, Rows, Shape, begin, regroup
 from medrl.rollout.sampling import Sampling, uniforms
 from medrl.types import Completion, Prompt
 
-REGROUP_BELOW = 0.75
-"""Rows are regrouped once fewer than this share of them is still writing."""
+REGROUP_AT = 0.75
+"""Rows are regrouped once no more than this share of them is still writing, as buckets of 48 and 64 rows are apart."""
 CHECK_EVERY = {"cpu": 1, "cuda": 8}
 """Tokens between two looks at who has ended: on a GPU each look waits for all work that was handed over."""
 
@@ -216,7 +216,7 @@ def _write(how: How, batch: _Batch, *, more: bool) -> None:
             how.tally.decode_rows += every * size
             writing = count - int(decoder.rows.ended[:count].sum())
             smaller = bucket(writing, size) if _static(device) else writing
-            if writing == 0 or smaller < REGROUP_BELOW * size or (more and writing < REGROUP_BELOW * count):
+            if writing == 0 or smaller <= REGROUP_AT * size or (more and writing <= REGROUP_AT * count):
                 return
 
 
