@@ -315,9 +315,14 @@ def test_where_memory_runs_out_fewer_are_completed_at_a_time_and_alike(ending, p
     longest = max(len(prompt.token_ids) for prompt in ending.encode(prompts))
     assert longest <= 100
     monkeypatch.setattr(ending.family, "hidden", hidden)
+    monkeypatch.setattr(ending, "tokens_at_once", None)  # of this test alone
     with caplog.at_level(logging.WARNING, "medrl"):
         same(generate(ending, prompts, SAMPLING, group_size=2), expected)
-    assert [record.args[0] for record in caplog.records] == [4, 2]
+        assert [record.args[0] for record in caplog.records] == [4, 2]
+        same(generate(ending, prompts, SAMPLING, group_size=2), expected)  # the next step has learned from it
+        if failing == "decode":
+            generate(ending, prompts, SAMPLING, group_size=1)  # 4 at a time
+    assert len(caplog.records) == 2 and ending.tokens_at_once == 2 * 2 * SAMPLING.max_new_tokens
     monkeypatch.setattr(ending.family, "hidden", lambda *_: hidden(torch.empty(99, 999)))
     with pytest.raises(PolicyError, match="example-0 alone"):
         generate(ending, prompts, SAMPLING, group_size=2)
