@@ -18,7 +18,7 @@ from medrl.policy.layout import pack
 from medrl.policy.lora import Lora
 from medrl.policy.packed_attention import BACK_ENDS
 from medrl.rollout.captured import Graphs
-from medrl.rollout.decoder import Decoder
+from medrl.rollout.decoder import Decoder, Stepper
 from medrl.rollout.fused import FusedDecoder, decodes_fused
 from medrl.rollout.prefill import prefill
 from medrl.rollout.rows import begin
@@ -181,7 +181,7 @@ def test_a_whole_step_waits_once_per_look_and_moves_float32_masters(tmp_path):
 @pytest.mark.parametrize("kernels", [False, "auto"])
 @torch.no_grad()
 def test_a_capture_that_was_interrupted_is_made_anew(tmp_path, monkeypatch, kernels):
-    captures, draw = [], Decoder.draw
+    captures, draw = [], Stepper.draw
 
     def once_interrupted(decoder, logits):
         if torch.cuda.is_current_stream_capturing():
@@ -195,7 +195,7 @@ def test_a_capture_that_was_interrupted_is_made_anew(tmp_path, monkeypatch, kern
         policy.kernels = kernels
         _, prompts = prefill(policy, encoded)
         rows = begin(prompts, [p.next_position for p in encoded], torch.rand(2 * GROUP, TOKENS).double().to("cuda"))
-        monkeypatch.setattr(Decoder, "draw", once_interrupted)
+        monkeypatch.setattr(Stepper, "draw", once_interrupted)
         graphs, sampling = Graphs(policy), Sampling(max_new_tokens=TOKENS)
         with pytest.raises(KeyboardInterrupt):
             graphs.open(sampling, rows)

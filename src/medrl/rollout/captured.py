@@ -30,8 +30,7 @@ class CapturedDecoder:
             stream: where it is captured, the same for all: cuBLAS keeps 32 MiB for every one it has seen.
         """
         self.rows, self.pool, self.stream = rows, pool, stream
-        plain = Decoder(policy, sampling, self.rows, static=True)
-        self.decoder = FusedDecoder(policy, sampling, self.rows) if fused else plain
+        self.decoder = FusedDecoder(policy, sampling, rows) if fused else Decoder(policy, sampling, rows, static=True)
         self.graph: Any = None
 
     def load(self, rows: Rows) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medrl.policy import fused
 from medrl.policy.policy import Policy
-from medrl.rollout.decoder import Decoder, RowAttention
+from medrl.rollout.decoder import RowAttention, Stepper
 from medrl.rollout.rows import Prompts, Rows, begin
 from medrl.rollout.sampling import Sampling
 
@@ -31,11 +31,11 @@ Pairs = list[tuple[Tensor, Tensor]]
 """What a kernel made of random numbers, and what the plain computation does."""
 
 
-class FusedDecoder(Decoder):
-    """A decoder whose steps go through ``rollout/kernels.py``; of fixed shape always."""
+class FusedDecoder(Stepper):
+    """Steps through ``rollout/kernels.py``; of fixed shape always."""
 
     def __init__(self, policy: Policy, sampling: Sampling, rows: Rows) -> None:
-        super().__init__(policy, sampling, rows, static=True)
+        super().__init__(policy, sampling, rows)
         self.kernels: Any = importlib.import_module(KERNELS)  # it needs Triton, which is not everywhere
         self.layers = [_Layer(layer) for layer in policy.family.layers]
 
