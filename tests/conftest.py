@@ -83,8 +83,8 @@ def processor():
 def make_model(processor) -> Callable[..., Any]:
     """A random Qwen2-VL as transformers has it, untouched by a policy; the same arguments give the same weights."""
 
-    def make(dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.34) -> Any:
-        model = build_model(processor, seed=seed, dtype=dtype, **SIZES)
+    def make(dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.34, **sizes: int) -> Any:
+        model = build_model(processor, seed=seed, dtype=dtype, **SIZES, **sizes)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -101,8 +101,8 @@ def make_model(processor) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def make_policy(make_model, processor) -> Callable[..., Policy]:
-    def make(dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.34) -> Policy:
-        return Policy(make_model(dtype, seed, spread), copy.deepcopy(processor))
+    def make(dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 0.34, **sizes: int) -> Policy:
+        return Policy(make_model(dtype, seed, spread, **sizes), copy.deepcopy(processor))
 
     return make
 

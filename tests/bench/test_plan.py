@@ -78,13 +78,12 @@ def test_memory_is_the_arithmetic_of_weights():
     assert parts["activations"] == pytest.approx(3.3e6 * tokens + 1.9e6 * patches, rel=0.05)
 
 
-def test_rollouts_keep_a_set_of_buffers_for_every_number_of_rows_and_keep_it_through_the_backward_pass():
+def test_rollouts_keep_the_buffers_of_all_rows_through_the_backward_pass():
     work = Work(prompts=5, group=8, image_px=448, prompt_tokens=80, completion_tokens=160)
     parts = memory(TWO_B, work, Layout())
-    rows = 40 + 8 + 16 + 32  # a batch of 40 moves to smaller sets of buffers as its rows finish
     per_token = 2 * 28 * 2 * 128 * 2  # keys and values, layers, heads, width, bytes
-    drawn = 8 * 40 * TWO_B.vocabulary  # logits and shares in float32, in memory that all sets share
-    assert parts["rollouts"] == per_token * (5 * work.prompt_length + rows * 160) + drawn
+    drawn = 8 * 40 * TWO_B.vocabulary  # logits and shares in float32, in memory that all graphs share
+    assert parts["rollouts"] == per_token * (5 * work.prompt_length + 40 * 160) + drawn
     assert peak(parts) == sum(parts.values())
     assert "rollouts" not in memory(TWO_B, work, Layout(samples=False))
 

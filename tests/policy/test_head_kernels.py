@@ -1,6 +1,7 @@
 """The head's kernels against float64: interpreted where there is no GPU, compiled for one always."""
 
 import os
+import subprocess
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ kernels = pytest.importorskip("medrl.policy.head_kernels")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs interpreted, in another process")
+# Compiled where there is a GPU, so ``-m gpu`` runs them; interpreted where there is none.
+runs_kernels = (
+    pytest.mark.gpu
+    if DEVICE == "cuda"
+    else pytest.mark.skipif(not INTERPRETED, reason="runs interpreted, in another process")
+)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -95,6 +101,44 @@ def test_kernels_are_compared_with_the_plain_computation_before_they_are_used(mo
     monkeypatch.setattr(kernels, place, off)
     assert "other numbers" in (fused.head_differs(device) or "")
     fused.head_differs.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+        subprocess.CalledProcessError(1, ["gcc", "main.c"]),  # without Python's headers
+        PermissionError(13, "Permission denied", "/.triton/cache"),
+        triton.runtime.errors.OutOfResources(300_000, 101_376, "shared memory"),
+        triton.compiler.errors.CompilationError("x = 1", None, "no such thing"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_kernels_that_cannot_be_built_are_not_used_and_it_is_said_why(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(kernels, "statistics", fail)
+    fused.head_differs.cache_clear()
+    found = fused.head_differs(torch.device("cpu")) or ""
+    fused.head_differs.cache_clear()
+    assert "cannot be built here" in found and " ".join(str(error).split()) in found
+    assert not fused.choose("head", "auto", torch.device("cuda"), found)
+    with pytest.raises(PolicyError, match="cannot be built here"):
+        fused.choose("head", True, torch.device("cuda"), found)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("fault"), ValueError("a bug")]
+)
+def test_what_says_nothing_of_kernels_ends_the_comparison(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(kernels, "statistics", fail)
+    fused.head_differs.cache_clear()
+    with pytest.raises(type(error), match=str(error)):
+        fused.head_differs(torch.device("cpu"))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a GPU")

@@ -17,7 +17,8 @@ from medrl.grpo import GRPO
 from medrl.policy.layout import pack
 from medrl.policy.lora import Lora
 from medrl.policy.packed_attention import BACK_ENDS
-from medrl.rollout.decoder import Decoder
+from medrl.rollout.captured import Graphs
+from medrl.rollout.decoder import Decoder, Stepper
 from medrl.rollout.fused import FusedDecoder, decodes_fused
 from medrl.rollout.prefill import prefill
 from medrl.rollout.rows import begin
@@ -171,6 +172,47 @@ def test_a_whole_step_waits_once_per_look_and_moves_float32_masters(tmp_path):
         # Eight tokens were written and looked at once.
         assert sum("rollout/" in sync and "_local_scalar_dense" in sync for sync in gpu.syncs) == 1
         assert sum("training/optim.py" in sync for sync in gpu.syncs) == 1
+
+
+@pytest.mark.parametrize("kernels", [False, "auto"])
+@torch.no_grad()
+def test_a_capture_that_was_interrupted_is_made_anew(tmp_path, monkeypatch, kernels):
+    captures, draw = [], Stepper.draw
+
+    def once_interrupted(decoder, logits):
+        if torch.cuda.is_current_stream_capturing():
+            captures.append(len(logits))
+            if len(captures) == 1:
+                raise KeyboardInterrupt
+        draw(decoder, logits)
+
+    with FakeCuda() as gpu:
+        policy, _, encoded = policy_on(gpu, tmp_path)
+        policy.kernels = kernels
+        _, prompts = prefill(policy, encoded)
+        rows = begin(prompts, [p.next_position for p in encoded], torch.rand(2 * GROUP, TOKENS).double().to("cuda"))
+        monkeypatch.setattr(Stepper, "draw", once_interrupted)
+        graphs, sampling = Graphs(policy), Sampling(max_new_tokens=TOKENS)
+        with pytest.raises(KeyboardInterrupt):
+            graphs.open(sampling, rows)
+        graphs.open(sampling, rows).step()
+        graphs.open(sampling, rows).step()
+        assert captures == [2 * GROUP] * 2
+
+
+@torch.no_grad()
+def test_all_captures_are_made_on_one_stream(tmp_path, monkeypatch):
+    with FakeCuda() as gpu:
+        policy, _, encoded = policy_on(gpu, tmp_path)
+        _, prompts = prefill(policy, encoded)
+        rows = begin(prompts, [p.next_position for p in encoded], torch.rand(2 * GROUP, TOKENS).double().to("cuda"))
+        streams, graphs, make = [], Graphs(policy), torch.cuda.Stream
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: streams.append(make()) or streams[-1])
+        for tokens in (TOKENS, TOKENS - 1):  # all anew for the second
+            some = begin(prompts, [1, 1], rows.uniform[:, :tokens])
+            for count in (2 * GROUP, 3):
+                graphs.open(Sampling(max_new_tokens=tokens), some.narrow(count))
+        assert len(streams) == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")

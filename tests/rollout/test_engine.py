@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 from types import SimpleNamespace
@@ -91,7 +92,7 @@ def test_a_completion_does_not_depend_on_the_batch_it_travels_in(ending, prompts
 @pytest.mark.parametrize("threshold", [0.0, 1.1])
 def test_cutting_finished_rows_out_of_the_cache_changes_nothing(ending, prompts, monkeypatch, threshold):
     expected = generate(ending, prompts, SAMPLING, group_size=3)
-    monkeypatch.setattr("medrl.rollout.scheduler.REGROUP_BELOW", threshold)
+    monkeypatch.setattr("medrl.rollout.scheduler.REGROUP_AT", threshold)
     found = generate(ending, prompts, SAMPLING, group_size=3)
     assert tokens(found) == tokens(expected)
     for ours, theirs in zip(found, expected, strict=True):
@@ -223,16 +224,17 @@ def test_looking_for_stops_less_often_changes_nothing(ending, prompts, monkeypat
     same(generate(ending, prompts, SAMPLING, group_size=3), expected)
 
 
-def fix_shapes(monkeypatch) -> list[Rows]:
+def fix_shapes(policy, monkeypatch) -> list[Rows]:
     """Do as on a GPU, but uncaptured: whole buffers under masks, rows moved between buckets and filled up.
 
     Gives the rows of every buffer that is opened, as they were then."""
     opened = []
 
     def record(policy, sampling, rows):
-        opened.append(rows.clone())
+        opened.append(copy.deepcopy(rows))
         return Decoder(policy, sampling, rows, static=True)
 
+    monkeypatch.setattr(policy, "decode_graphs", None)  # of this test alone
     monkeypatch.setattr(scheduler, "_open", record)
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
     monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})
@@ -241,13 +243,16 @@ def fix_shapes(monkeypatch) -> list[Rows]:
     return opened
 
 
-def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch):
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_of_fixed_shape_in_buckets_write_what_growing_ones_write(ending, prompts, monkeypatch, every):
     expected = generate(ending, prompts, SAMPLING, group_size=4)
-    opened = fix_shapes(monkeypatch)
+    opened = fix_shapes(ending, monkeypatch)
+    monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": every})
     same(generate(ending, prompts, SAMPLING, group_size=4), expected)
     sizes = [len(rows.t) for rows in opened]
     assert sizes == sorted(set(sizes), reverse=True) and set(sizes) <= {2, 8, 16, 24, 32}
     assert len(sizes) > 2 and any(rows.ended.any() for rows in opened)  # some rows fill a bucket up
+    assert every > 1 or 24 in sizes  # three quarters of 32: whoever looks at every token finds as many
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -256,7 +261,7 @@ def test_prompts_that_take_the_places_of_finished_ones_are_completed_alike(
     ending, prompts, monkeypatch, static, at_once, group_size
 ):
     expected = [generate(ending, [prompt], SAMPLING, group_size=group_size, seed=4)[0] for prompt in prompts]
-    opened = fix_shapes(monkeypatch) if static else []
+    opened = fix_shapes(ending, monkeypatch) if static else []
     spy = Spy(ending, monkeypatch)
     batches = list(complete(ending, prompts, SAMPLING, at_once=at_once, group_size=group_size, seed=4))
     found = {one.number: one.completions for batch in batches for one in batch}
@@ -310,9 +315,14 @@ def test_where_memory_runs_out_fewer_are_completed_at_a_time_and_alike(ending, p
     longest = max(len(prompt.token_ids) for prompt in ending.encode(prompts))
     assert longest <= 100
     monkeypatch.setattr(ending.family, "hidden", hidden)
+    monkeypatch.setattr(ending, "tokens_at_once", None)  # of this test alone
     with caplog.at_level(logging.WARNING, "medrl"):
         same(generate(ending, prompts, SAMPLING, group_size=2), expected)
-    assert [record.args[0] for record in caplog.records] == [4, 2]
+        assert [record.args[0] for record in caplog.records] == [4, 2]
+        same(generate(ending, prompts, SAMPLING, group_size=2), expected)  # the next step has learned from it
+        if failing == "decode":
+            generate(ending, prompts, SAMPLING, group_size=1)  # 4 at a time
+    assert len(caplog.records) == 2 and ending.tokens_at_once == 2 * 2 * SAMPLING.max_new_tokens
     monkeypatch.setattr(ending.family, "hidden", lambda *_: hidden(torch.empty(99, 999)))
     with pytest.raises(PolicyError, match="example-0 alone"):
         generate(ending, prompts, SAMPLING, group_size=2)
@@ -341,19 +351,18 @@ def test_keys_of_a_prompt_are_kept_once_whatever_the_group_size(policy, prompts)
     assert (~kept.padding).sum((1, 2, 3)).tolist() == lengths
 
 
-def test_what_was_captured_serves_later_batches_with_other_prompts(make_policy, prompts, monkeypatch):
-    """All of it but the capture: here a replay is the step itself, on the buffers that a capture would have held."""
-    policy = make_policy()
-    favor(policy, policy.eos_token_id, 0.17)
-    by_length = sorted(prompts, key=lambda prompt: len(policy.encode([prompt])[0].token_ids))
-    first, later = by_length[4:], by_length[:4]
-    assert len(policy.encode(first[-1:])[0].token_ids) > len(policy.encode(later[-1:])[0].token_ids)
-    expected = [generate(policy, some, SAMPLING, group_size=4) for some in (first, later)]
-    captured = []
+@pytest.fixture
+def captured(monkeypatch) -> list[Rows]:
+    """The buffers of each step that is captured. All of it but the capture: here a replay is the step itself, on the
+    buffers that a capture would have held."""
+    buffers = []
 
     def capture(decoder):
-        captured.append(len(decoder.rows.t))
-        decoder.graph = SimpleNamespace(replay=decoder.decoder.step)
+        buffers.append(decoder.rows)
+        decoder.rows.t.fill_(1)
+        for _ in range(2):  # as before a capture
+            decoder.decoder.step()
+        return SimpleNamespace(replay=decoder.decoder.step)
 
     monkeypatch.setattr(scheduler, "_static", lambda device: True)
     monkeypatch.setattr(scheduler, "CHECK_EVERY", {"cpu": 3})
@@ -361,13 +370,90 @@ def test_what_was_captured_serves_later_batches_with_other_prompts(make_policy, 
     monkeypatch.setattr("medrl.rollout.prefill.PROMPT_BLOCK", {"cpu": 8})
     monkeypatch.setattr(CapturedDecoder, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
-    assert captured[0] == 16 and len(captured) == len(set(captured)) > 1  # one for every number of rows
-    before = list(captured)
-    same(generate(policy, later, SAMPLING, group_size=4), expected[1])
-    assert set(captured[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
-    same(generate(policy, first, SAMPLING, group_size=4), expected[0])
-    assert len(captured) == len(set(captured))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    return buffers
+
+
+def sizes(captured: list[Rows]) -> list[int]:
+    return [len(rows.t) for rows in captured]
+
+
+@pytest.fixture(scope="module")
+def by_length(ending, prompts):
+    return sorted(prompts, key=lambda prompt: len(ending.encode([prompt])[0].token_ids))
+
+
+@pytest.fixture
+def expected(ending, monkeypatch):
+    """What is completed without any buffers."""
+
+    def complete_plainly(some):
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "_static", lambda device: False)
+            return generate(ending, some, SAMPLING, group_size=4)
+
+    monkeypatch.setattr(ending, "decode_graphs", None)
+    return complete_plainly
+
+
+def test_what_was_captured_serves_later_batches_with_other_prompts(ending, by_length, expected, captured):
+    first, later = by_length[4:], by_length[:4]
+    assert len(ending.encode(first[-1:])[0].token_ids) > len(ending.encode(later[-1:])[0].token_ids)
+    same(generate(ending, first, SAMPLING, group_size=4), expected(first))
+    before = sizes(captured)
+    assert before[0] == 16 and len(before) == len(set(before)) > 1  # one for every number of rows
+    same(generate(ending, later, SAMPLING, group_size=4), expected(later))
+    assert set(sizes(captured)[len(before) :]) <= {4, 8, 12} - set(before)  # no buffer is captured again
+    same(generate(ending, first, SAMPLING, group_size=4), expected(first))
+    assert len(captured) == len(set(sizes(captured)))
+
+
+def test_what_was_captured_serves_fewer_prompts(ending, by_length, expected, captured):
+    """A step that replaces what teaches nothing completes a few more prompts after the first ones, again and again."""
+    for count in (8, 3, 8, 5, 1):
+        some = by_length[-count:]
+        same(generate(ending, some, SAMPLING, group_size=4), expected(some))
+        assert len(captured) == len(set(sizes(captured))) and len(captured[0].t) == 32
+
+
+def test_all_that_is_captured_shares_the_buffers_of_the_largest_batch(ending, by_length, expected, captured):
+    generate(ending, by_length, SAMPLING, group_size=4)
+    largest = max(captured, key=lambda rows: len(rows.t))
+    assert len(captured) > 2 and len(largest.t) == 32
+    for rows in captured:
+        for name in ("keys", "values", "uniform", "written", "table"):
+            ours, theirs = getattr(rows, name), getattr(largest, name)
+            assert ours.data_ptr() == theirs.data_ptr() and ours.untyped_storage().nbytes() == theirs.nbytes
+        assert rows.prompts is largest.prompts
+        assert all(layer.is_contiguous() for layer in rows.keys)  # as the kernels want
+
+
+def test_what_was_captured_is_given_up_where_it_does_not_serve(ending, by_length, expected, captured):
+    generate(ending, by_length[:2], SAMPLING, group_size=4)
+    more = by_length[:3]
+    same(generate(ending, more, SAMPLING, group_size=4), expected(more))
+    assert sizes(captured)[0] == 8 and 12 in sizes(captured)
+    graphs, before = ending.decode_graphs, len(captured)
+    for sampling, group_size in ((Sampling(max_new_tokens=9), 4), (SAMPLING, 2)):
+        found = tokens(generate(ending, more, sampling, group_size=group_size))
+        limit = sampling.max_new_tokens
+        assert found == [[ids[:limit] for ids in group[:group_size]] for group in tokens(expected(more))]
+        assert len(captured) > before
+        before = len(captured)
+    assert ending.decode_graphs is graphs
+
+
+@pytest.mark.parametrize("meanwhile", ["other completions", "memory is given back"])
+def test_what_happens_to_a_policy_between_two_answers_changes_none(ending, by_length, expected, captured, meanwhile):
+    found = {}
+    for finished in complete(ending, by_length, SAMPLING, at_once=3, group_size=4):
+        found |= {one.number: one.completions for one in finished}
+        if meanwhile == "memory is given back":
+            ending.decode_graphs = None
+        else:
+            generate(ending, by_length[:1], SAMPLING, group_size=4)
+            generate(ending, by_length[-2:], Sampling(max_new_tokens=5), group_size=4)
+    same([found[number] for number in range(len(by_length))], expected(by_length))
 
 
 @pytest.mark.gpu

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from medrl.bench.limits import PATCH_VALUES, Work, head_weights, layer_weights, parameters
 from medrl.bench.models import Size
-from medrl.rollout.captured import BUCKETS
 
 KEPT_FREE = 0.1
 """Share of the card that is not planned with: CUDA's context, workspaces, fragments."""
@@ -97,12 +96,11 @@ def is_summed(size: Size, work: Work, layout: Layout) -> bool:
 def rollout_bytes(size: Size, work: Work, element_bytes: int) -> int:
     """Keys and values of all rows of a rank, and what drawing a token takes, at most.
 
-    Held between steps as well: the captured graphs of decode steps keep their buffers, one set for each number of rows
-    that a batch has while its rows finish; what a step takes for a moment they share (``rollout/captured.py``).
+    Held between steps as well: the captured graphs of decode steps keep their buffers, which those for fewer rows
+    share, and so they do what a step takes for a moment (``rollout/captured.py``).
     """
-    rows = work.rows + sum(fewer for fewer in BUCKETS if fewer < work.rows)
     per_token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads) * element_bytes
-    cached = per_token * (work.prompts * work.prompt_length + rows * work.completion_tokens)
+    cached = per_token * (work.prompts * work.prompt_length + work.rows * work.completion_tokens)
     return cached + DRAWN_BYTES * work.rows * size.vocabulary
 
 

@@ -92,6 +92,8 @@ class Policy:
         """Whether decoding does; None: the rollout engine has not chosen yet."""
         self.decode_graphs: object = None
         """What the rollout engine captured for this policy on a GPU."""
+        self.tokens_at_once: int | None = None
+        """Tokens of completions that are made room for at a time, at most; None: memory never ran out with more."""
         self._features = FrozenFeatures()
         self._weights_rest = False
         self._reference: Policy | None = None

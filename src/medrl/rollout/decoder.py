@@ -4,6 +4,7 @@ Attention of a new token has two parts: its prompt, whose keys all rows of the g
 completion. They are merged by their log-sum-exps, as in training (policy/varlen.py).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -72,23 +73,19 @@ class RowAttention:
         return grouped[self.rows.place]
 
 
-class Decoder:
-    """Draws one more token for every row."""
+class Stepper(ABC):
+    """Draws one more token for every row, whatever computes their hidden states."""
 
-    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, static: bool = False) -> None:
-        """``static``: a step can be captured."""
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows) -> None:
         self.policy, self.sampling, self.rows = policy, sampling, rows
         self.stops = torch.tensor(policy.stop_token_ids, device=policy.device)
-        self.attention = RowAttention(rows, static=static)
+
+    @abstractmethod
+    def hidden(self) -> Tensor:
+        """(R, H) last hidden state of every row's last token."""
 
     def step(self) -> None:
         self.draw(head_logits(self.hidden(), self.policy.family.head))
-
-    def hidden(self) -> Tensor:
-        """(R, H) last hidden state of every row's last token, through the model's own layers."""
-        rows, family = self.rows, self.policy.family
-        positions = (rows.first + rows.t - 1).expand(3, -1)[..., None]
-        return family.hidden(family.embed(rows.tokens[:, None]), positions, self.attention.begin())[:, -1]
 
     def draw(self, logits: Tensor) -> None:
         """Draw the next token of every row from its (R, V) logits and write it down; a row that ended keeps its end."""
@@ -99,6 +96,20 @@ class Decoder:
         rows.tokens.copy_(tokens)
         rows.t.add_(~rows.ended)
         rows.ended.logical_or_((tokens[:, None] == self.stops).any(1) | (rows.t == rows.limit))
+
+
+class Decoder(Stepper):
+    """Steps through the model's own layers."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, rows: Rows, *, static: bool = False) -> None:
+        """``static``: a step can be captured."""
+        super().__init__(policy, sampling, rows)
+        self.attention = RowAttention(rows, static=static)
+
+    def hidden(self) -> Tensor:
+        rows, family = self.rows, self.policy.family
+        positions = (rows.first + rows.t - 1).expand(3, -1)[..., None]
+        return family.hidden(family.embed(rows.tokens[:, None]), positions, self.attention.begin())[:, -1]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

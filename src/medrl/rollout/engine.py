@@ -73,7 +73,8 @@ def complete(
     The completions are those of ``generate``, whatever ``at_once`` is.
 
     Args:
-        at_once: ``at_once * group_size`` completions are written at a time; half of that where memory runs out.
+        at_once: ``at_once * group_size`` completions are written at a time; half of that where memory runs out, from
+            then on (``policy.tokens_at_once``).
         encode: asked for the next prompts in order; None: ``policy.encode``.
         tally: what to count on.
     """
@@ -83,6 +84,9 @@ def complete(
 
     how = How(policy, prompts, sampling, group_size, seed, step, encode or encode_here, tally or Tally())
     left = dict.fromkeys(range(len(prompts)))
+    tokens = group_size * sampling.max_new_tokens  # that a prompt asks room for
+    if policy.tokens_at_once is not None:
+        at_once = min(at_once, max(1, policy.tokens_at_once // tokens))
     while left:
         at_once = min(at_once, len(left))
         try:
@@ -101,6 +105,7 @@ def complete(
         # Outside of the handler, whose traceback holds the tensors of what failed.
         at_once //= 2
         log.warning("out of memory while completing prompts: going on with %d at a time", at_once)
+        policy.tokens_at_once = at_once * tokens
         policy.decode_graphs = None
         if policy.device.type == "cuda":
             torch.cuda.empty_cache()

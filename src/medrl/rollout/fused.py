@@ -5,8 +5,9 @@ kernels are used is chosen as ``policy/fused.py`` says.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -15,18 +16,26 @@ from torch import Tensor, nn
 
 from medrl.policy import fused
 from medrl.policy.policy import Policy
-from medrl.rollout.decoder import Decoder, RowAttention
+from medrl.rollout.decoder import RowAttention, Stepper
 from medrl.rollout.rows import Prompts, Rows, begin
 from medrl.rollout.sampling import Sampling
 
 KERNELS = "medrl.rollout.kernels"
+COMPARED = (1, 3, 12)
+"""Completions per prompt that kernels are compared with: how many queries share its keys decides what they are compiled
+to. An evaluation has one; with 12, every model asks more than one program answers, or as much as that."""
+
+Draw = Callable[..., Tensor]
+"""Random numbers of a shape."""
+Pairs = list[tuple[Tensor, Tensor]]
+"""What a kernel made of random numbers, and what the plain computation does."""
 
 
-class FusedDecoder(Decoder):
-    """A decoder whose steps go through ``rollout/kernels.py``; of fixed shape always."""
+class FusedDecoder(Stepper):
+    """Steps through ``rollout/kernels.py``; of fixed shape always."""
 
     def __init__(self, policy: Policy, sampling: Sampling, rows: Rows) -> None:
-        super().__init__(policy, sampling, rows, static=True)
+        super().__init__(policy, sampling, rows)
         self.kernels: Any = importlib.import_module(KERNELS)  # it needs Triton, which is not everywhere
         self.layers = [_Layer(layer) for layer in policy.family.layers]
 
@@ -128,26 +137,76 @@ def obstacle(policy: Policy) -> str | None:
 
 
 @cache
+@fused.or_why_not_built
 def differs(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> str | None:
-    """Compare one attention of a few rows, random keys and prompts of two lengths, with the plain computation."""
+    """Compare what every kernel makes of a few random rows with the plain computation."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype, device=device, generator=generator)
 
-    there = torch.arange(200, device=device) < torch.tensor([[150], [40]], device=device)
-    prompts = Prompts(
-        keys=draw(1, 2, kv_heads, 200, width), values=draw(1, 2, kv_heads, 200, width), padding=~there[:, None, None]
+    kernels: Any = importlib.import_module(KERNELS)
+    compared = {
+        "norms": _norms(kernels, draw, heads * width),
+        "rotation": _rotation(kernels, draw, heads, kv_heads, width),
+        "activation": _activation(kernels, draw),
+        "attention": [pair for size in COMPARED for pair in _attention(kernels, draw, heads, kv_heads, width, size)],
+    }
+    for name, pairs in compared.items():
+        difference = max(_difference(found, plain) for found, plain in pairs)
+        if not difference <= fused.TOLERANCE[dtype]:
+            return f"the kernels give other numbers on this GPU (by {difference:.2g}, in {name})"
+    return None
+
+
+def _difference(found: Tensor, plain: Tensor) -> float:
+    """The largest one, of numbers above 1 as a share of them: that is how rounding goes."""
+    return float(((found.float() - plain.float()).abs() / plain.float().abs().clamp(min=1)).nan_to_num(torch.inf).max())
+
+
+def _norms(kernels: Any, draw: Draw, width: int) -> Pairs:
+    hidden, delta, weight = draw(3, width), draw(3, width), draw(width)
+    total = hidden + delta
+    plain = F.rms_norm(total.float(), (width,), weight.float(), 1e-6).to(total.dtype)
+    of_sum = kernels.add_norm(hidden, delta, weight, 1e-6)  # and the sum is in ``hidden``
+    return [(of_sum, plain), (hidden, total), (kernels.add_norm(total, None, weight, 1e-6), plain)]
+
+
+def _rotation(kernels: Any, draw: Draw, heads: int, kv_heads: int, width: int) -> Pairs:
+    query, key, value = draw(3, (heads + 2 * kv_heads) * width).split(
+        [n * width for n in (heads, kv_heads, kv_heads)], 1
     )
-    rows = begin(prompts, [151, 41], torch.zeros(6, 90, device=device))
+    keys, values = draw(3, kv_heads, 5, width), draw(3, kv_heads, 5, width)
+    angle = draw(3, width // 2)
+    cos, sin = angle.cos(), angle.sin()
+    row, t = torch.arange(3, device=query.device), torch.tensor([1, 5, 2], device=query.device)
+
+    def turn(x: Tensor) -> Tensor:
+        a, b = x.float().view(3, -1, 2, width // 2).unbind(2)
+        c, s = cos.float()[:, None], sin.float()[:, None]
+        return torch.cat([a * c - b * s, b * c + a * s], -1).to(x.dtype)
+
+    kept_keys, kept_values = keys.clone(), values.clone()
+    kept_keys[row, :, t - 1], kept_values[row, :, t - 1] = turn(key), value.view(3, kv_heads, width)
+    rotated = kernels.rotate(query, key, value, (cos, sin), t, keys, values)
+    return [(rotated, turn(query)), (keys, kept_keys), (values, kept_values)]
+
+
+def _activation(kernels: Any, draw: Draw) -> Pairs:
+    gate, up = draw(3, 2 * (kernels.GATED + 5)).chunk(2, dim=1)
+    return [(kernels.gated(gate, up), (F.silu(gate.float()) * up.float()).to(gate.dtype))]
+
+
+def _attention(kernels: Any, draw: Draw, heads: int, kv_heads: int, width: int, group_size: int) -> Pairs:
+    """Rows that have written much and little, behind prompts of two lengths."""
+    keys, values = draw(1, 2, kv_heads, 200, width), draw(1, 2, kv_heads, 200, width)
+    device, count = keys.device, 2 * group_size
+    there = torch.arange(200, device=device) < torch.tensor([[150], [40]], device=device)
+    prompts = Prompts(keys=keys, values=values, padding=~there[:, None, None])
+    rows = begin(prompts, [151, 41], torch.zeros(count, 90, device=device))
     rows.keys.copy_(draw(*rows.keys.shape))
     rows.values.copy_(draw(*rows.values.shape))
-    rows.t.copy_(torch.tensor([1, 2, 30, 64, 65, 90], device=device))
-    query, key, value = draw(6, heads, 1, width), draw(6, kv_heads, 1, width), draw(6, kv_heads, 1, width)
+    rows.t.copy_(torch.tensor(list(islice(cycle([90, 1, 65, 2, 64, 30]), count)), device=device))
+    query, key, value = draw(count, heads, 1, width), draw(count, kv_heads, 1, width), draw(count, kv_heads, 1, width)
     plain = RowAttention(rows).begin().attend(query, key, value, width**-0.5)  # keeps the keys, too
-    kernels: Any = importlib.import_module(KERNELS)
-    found = kernels.attend(query.squeeze(2), rows, 0, there.sum(1), width**-0.5)
-    difference = float((found - plain.squeeze(2)).abs().max())
-    if difference <= fused.TOLERANCE[dtype]:
-        return None
-    return f"the kernels give other numbers on this GPU (by {difference:.2g}, in attention)"
+    return [(kernels.attend(query.squeeze(2), rows, 0, there.sum(1), width**-0.5), plain.squeeze(2))]

@@ -56,15 +56,30 @@ class Rows:
         return self.keys.shape[3]
 
     def copy_(self, other: "Rows") -> None:
-        """Take the state of ``other``, which has the same shape, in place; the prompts are not looked at."""
-        for field in fields(self):
-            if field.name != "prompts":
-                getattr(self, field.name).copy_(getattr(other, field.name))
+        """Take the state of ``other``, which has the same shape, in place."""
+        for mine, theirs in ((self, other), (self.prompts, other.prompts)):
+            for field in fields(mine):
+                if field.name != "prompts":
+                    getattr(mine, field.name).copy_(getattr(theirs, field.name))
 
-    def clone(self) -> "Rows":
-        return replace(
-            self, **{field.name: getattr(self, field.name).clone() for field in fields(self) if field.name != "prompts"}
-        )
+    def buffers(self, count: int) -> "Rows":
+        """Memory for ``count`` rows like these, and for such prompts; what is in it means nothing."""
+        prompts = {field.name: torch.empty_like(getattr(self.prompts, field.name)) for field in fields(self.prompts)}
+        rows = {name: getattr(self, name) for name in AXIS}
+        rows = {
+            name: x.new_empty((*x.shape[: AXIS[name]], count, *x.shape[AXIS[name] + 1 :])) for name, x in rows.items()
+        }
+        return replace(self, prompts=Prompts(**prompts), table=torch.empty_like(self.table), **rows)
+
+    def narrow(self, count: int) -> "Rows":
+        """The first ``count`` rows, in the same memory."""
+        return replace(self, **{name: getattr(self, name).narrow(axis, 0, count) for name, axis in AXIS.items()})
+
+
+AXIS = {"keys": 1, "values": 1} | dict.fromkeys(
+    ("place", "first", "uniform", "tokens", "written", "logprobs", "t", "ended"), 0
+)
+"""What every row has of its own -> which of its axes counts rows."""
 
 
 def begin(prompts: Prompts, first: Sequence[int], uniform: Tensor) -> Rows:

@@ -22,8 +22,8 @@ from medrl.rollout.rows import Part, Rows, Shape, begin, regroup
 from medrl.rollout.sampling import Sampling, uniforms
 from medrl.types import Completion, Prompt
 
-REGROUP_BELOW = 0.75
-"""Rows are regrouped once fewer than this share of them is still writing."""
+REGROUP_AT = 0.75
+"""Rows are regrouped once no more than this share of them is still writing, as buckets of 48 and 64 rows are apart."""
 CHECK_EVERY = {"cpu": 1, "cuda": 8}
 """Tokens between two looks at who has ended: on a GPU each look waits for all work that was handed over."""
 
@@ -110,7 +110,7 @@ def schedule(how: How, numbers: Sequence[int], at_once: int) -> Iterator[list[Fi
         if places:
             parts.append(_settle(how, _begin(how, [waiting.popleft() for _ in range(places)])))
         finished = [one for part in parts for one in part.finished]
-        batch = _join(how.policy, parts, most) if any(part.seats for part in parts) else None
+        batch = _join(how, parts, most) if any(part.seats for part in parts) else None
         if finished:
             yield finished
         if batch:
@@ -176,7 +176,7 @@ def _completion(how: How, asked: _Asked, token_ids: list[int], logprobs: list[fl
     )
 
 
-def _join(policy: Policy, parts: Sequence[_Settled], most: Shape) -> _Batch:
+def _join(how: How, parts: Sequence[_Settled], most: Shape) -> _Batch:
     """All that still write as one batch."""
     seats = [seat for part in parts for seat in part.seats]
     asked = [list(dict.fromkeys(one for one, _ in part.seats)) for part in parts]
@@ -188,10 +188,9 @@ def _join(policy: Policy, parts: Sequence[_Settled], most: Shape) -> _Batch:
         one.slot = slot
     group = [one.slot for one, _ in seats]
     if _static(parts[0].rows.t.device):
-        room = max(part.rows.prompts.padding.shape[-1] for part in parts)  # never less than before
-        if isinstance(policy.decode_graphs, Graphs):
-            room = policy.decode_graphs.room(room)
-        shape = replace(most, rows=bucket(len(group), most.rows), prompt_tokens=room)
+        longest = max(part.rows.prompts.padding.shape[-1] for part in parts)  # never less than before
+        shape = _graphs(how.policy).room(how.sampling, replace(most, prompt_tokens=longest))
+        shape = replace(shape, rows=bucket(len(group), shape.rows))
     else:
         shape = Shape(
             rows=len(group),
@@ -217,7 +216,7 @@ def _write(how: How, batch: _Batch, *, more: bool) -> None:
             how.tally.decode_rows += every * size
             writing = count - int(decoder.rows.ended[:count].sum())
             smaller = bucket(writing, size) if _static(device) else writing
-            if writing == 0 or smaller < REGROUP_BELOW * size or (more and writing < REGROUP_BELOW * count):
+            if writing == 0 or smaller <= REGROUP_AT * size or (more and writing <= REGROUP_AT * count):
                 return
 
 
@@ -227,8 +226,10 @@ def _static(device: torch.device) -> bool:
 
 
 def _open(policy: Policy, sampling: Sampling, rows: Rows) -> Decoder | CapturedDecoder:
-    if not _static(policy.device):
-        return Decoder(policy, sampling, rows)
+    return _graphs(policy).open(sampling, rows) if _static(policy.device) else Decoder(policy, sampling, rows)
+
+
+def _graphs(policy: Policy) -> Graphs:
     if not isinstance(policy.decode_graphs, Graphs):
         policy.decode_graphs = Graphs(policy)
-    return policy.decode_graphs.open(sampling, rows)
+    return policy.decode_graphs
