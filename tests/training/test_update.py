@@ -14,7 +14,7 @@ from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 from medrl.sft import SFT
 from medrl.training.batches import TrainingGroup, cut, pack_groups
-from medrl.training.budget import Budget, tokens_per_patch
+from medrl.training.budget import Budget, Pass, tokens_per_patch
 from medrl.training.optim import AdamW, Optim
 from medrl.training.update import update_policy
 from medrl.types import Score
@@ -402,19 +402,35 @@ def test_patches_count_where_the_tower_learns(moved, batch):
     assert Budget(moved, 1).cost(10, 16) == 10
 
 
-@pytest.mark.parametrize(("peaks", "total", "tokens"), [
-    ([(100, 1000), (200, 1600)], 1000, 1146),  # 6 bytes a token and 400 whatever the size: 0.8 (9000 - 400) / 6
-    ([(100, 1000), (200, 1600)], 2000, 800),  # does not fit whole, so sums are kept: 0.8 (9000 - 400 - 2600) / 6
-    ([(100, 1000)], 700, 720),  # two groups did not fit, so all counts as a token's: 0.8 * 9000 / 10
-    ([(100, 10_000), (200, 10_600)], 9000, 1),  # nothing is left: a group at a time
+@pytest.mark.parametrize(("passes", "whole", "tokens"), [
+    # 6 bytes a token and 400 whatever the size: 0.8 (9000 - 400) / 6; with sums 0.8 (9000 - 400 - 2600) / 6
+    ([(100, 600, 1000), (200, 1200, 1600)], 1146, 800),
+    # gradients are all of the peaks: 5 bytes a token all the same, and at most 5500 beside
+    ([(100, 500, 6000), (200, 1000, 6000)], 560, 144),
+    ([(100, 600, 1000)], 1146, 800),  # two groups did not fit
+    ([(100, 600, 10_000), (200, 1200, 10_600)], 0, 1),  # nothing is left: a group at a time
 ])  # fmt: skip
-def test_the_budget_is_what_is_free_over_what_a_token_takes(moved, monkeypatch, peaks, total, tokens):
+def test_the_budget_is_what_is_free_over_what_a_token_keeps(moved, monkeypatch, passes, whole, tokens):
     says = {"mem_get_info": (10_000, 80_000), "memory_reserved": 500, "memory_allocated": 300}
     for name, value in says.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     budget = Budget(moved)
-    budget.find(peaks, total, to_stay=1200, sums=2600)
-    assert budget.tokens == tokens
+    budget.find([Pass(*taken) for taken in passes], to_stay=1200, sums=2600)
+    assert (budget.whole, budget.tokens) == (whole, tokens)
+    assert budget.of_step(whole) == whole and budget.of_step(whole + 1) == tokens
+
+
+def test_a_step_that_has_grown_out_of_going_through_whole_is_cut_by_what_leaves_room_for_sums(moved, batch):
+    budget = Budget(moved, 1)
+    sizes = [micro.tokens for micro in cut(moved, batch, GRPO(group_size=3), budget)]
+    total = sum(budget.cost(micro.tokens, micro.patches) for micro in cut(moved, batch, GRPO(group_size=3), budget))
+    budget.whole = math.ceil(total)
+    assert [micro.tokens for micro in cut(moved, batch, GRPO(group_size=3), budget)] == [sum(sizes)]
+    budget.whole -= 1
+    assert [micro.tokens for micro in cut(moved, batch, GRPO(group_size=3), budget)] == sizes
+    budget.whole = math.ceil(total)
+    budget.halve(total)
+    assert len(cut(moved, batch, GRPO(group_size=3), budget)) > 1  # what ran out of memory is not tried again
 
 
 @pytest.mark.gpu

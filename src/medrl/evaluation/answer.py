@@ -61,8 +61,13 @@ def answer(
 def reading_ahead(policy: Policy, settings: EvalSettings | None = None) -> Ahead:
     """What decodes, resizes and tokenizes the next questions while some are answered; to be opened."""
     settings = settings or EvalSettings()
-    workers = settings.data_workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    workers = settings.data_workers or min(MOST_WORKERS, _cores())
     return Ahead(policy, workers, processes=choose_processes(settings.data_processes, workers, policy.device))
+
+
+def _cores() -> int:
+    """Those that this process may use, where that is known: a scheduler may give it a few of many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _answer_here(

@@ -113,17 +113,20 @@ def cut(
     entropy_weight = 1 / max(1, int(lengths.sum()))
     kept = [(batch[i], weights[i]) for i in learned_from(batch, objective) if mine is None or i in mine]
     encoded = policy.encode([group.prompt for group, _ in kept])
+    groups = [
+        MicroBatch(groups=(group,), encoded=(prompt,), weights=weight, entropy_weight=entropy_weight)
+        for (group, weight), prompt in zip(kept, encoded, strict=True)
+    ]
+    most = budget.of_step(sum(budget.cost(group.tokens, group.patches) for group in groups))
     micro_batches: list[MicroBatch] = []
-    for (group, weight), prompt in zip(kept, encoded, strict=True):
-        alone = MicroBatch(groups=(group,), encoded=(prompt,), weights=weight, entropy_weight=entropy_weight)
+    for alone in groups:
         last = micro_batches[-1] if micro_batches else None
-        cost = sum(budget.cost(part.tokens, part.patches) for part in (last, alone) if part is not None)
-        if last is not None and budget.tokens is not None and cost <= budget.tokens:
+        if last is not None and sum(budget.cost(part.tokens, part.patches) for part in (last, alone)) <= most:
             micro_batches[-1] = replace(
                 last,
                 groups=last.groups + alone.groups,
                 encoded=last.encoded + alone.encoded,
-                weights=torch.cat([last.weights, weight]),
+                weights=torch.cat([last.weights, alone.weights]),
             )
         else:
             micro_batches.append(alone)

@@ -178,7 +178,8 @@ class AdamW:
         """Clip, update the parameters, clear the gradients. Returns the global gradient norm before clipping.
 
         A parameter without a gradient is left alone, by the decay too. Raises ``NonFiniteError`` naming the parameter
-        before any weight or moment changes; the gradients stay, ``zero_grad`` drops them.
+        before any weight or moment changes; the gradients stay, ``zero_grad`` drops them. Weights are stepped a part
+        after another: after any other error some have moved, and the state is to be loaded anew.
         """
         norm = self._norm()
         grad_norm = float(norm)

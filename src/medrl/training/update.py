@@ -21,7 +21,7 @@ from medrl.phases import phase
 from medrl.policy.policy import ScoredCompletions
 from medrl.training import distributed
 from medrl.training.batches import Batch, MicroBatch, Objective, TrainingGroup, cut, learned_from
-from medrl.training.budget import Budget
+from medrl.training.budget import Budget, Pass
 from medrl.training.objectives import TERMS, Terms
 from medrl.training.optim import AdamW
 from medrl.training.scorer import Scorer
@@ -197,29 +197,32 @@ def _find_budget(
     groups = divide(budget)
     if not groups:
         return  # nothing to learn from in this step
-    costs = [budget.cost(group.tokens, group.patches) for group in groups]
 
-    def take(micro_batch: MicroBatch) -> int:
+    def take(micro_batch: MicroBatch) -> Pass:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        scored = policy.logprobs(micro_batch.encoded, micro_batch.completions, temperature=temperature)
+        kept = torch.cuda.memory_allocated() - before
+        del scored
+        torch.cuda.reset_peak_memory_stats()
         _backward(policy, micro_batch, objective, temperature, None)
         optimizer.zero_grad()
-        return torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_allocated() - before
+        return Pass(budget.cost(micro_batch.tokens, micro_batch.patches), kept, peak)
 
     try:
         take(groups[0])  # kernels are chosen and compiled, which is no part of the measure
-        peaks = [(costs[0], take(groups[0]))]
+        passes = [take(groups[0])]
     except torch.OutOfMemoryError as error:
         optimizer.zero_grad()
         raise PolicyError(_describe_too_large(groups[:1])) from error
     if len(groups) > 1:
-        budget.tokens = math.ceil(costs[0] + costs[1])
+        together = sum(budget.cost(group.tokens, group.patches) for group in groups[:2])
         try:
-            peaks.append((costs[0] + costs[1], take(divide(budget)[0])))
+            passes.append(take(divide(Budget(policy, math.ceil(together)))[0]))
         except torch.OutOfMemoryError:
             optimizer.zero_grad()  # two do not fit together: what one took has to do
-    budget.find(peaks, sum(costs), to_stay=optimizer.moments_to_come(), sums=optimizer.bytes_of_sums())
+    budget.find(passes, to_stay=optimizer.moments_to_come(), sums=optimizer.bytes_of_sums())
 
 
 def _spread(old: list[Tensor], micro_batches: Sequence[MicroBatch]) -> list[Tensor | None]:
