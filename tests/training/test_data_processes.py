@@ -174,6 +174,19 @@ def test_what_libraries_print_and_ctrl_c_reach_nobody_and_its_death_is_told(
         process.encode(turn("two", tmp_path / "image.png"))
 
 
+def test_a_timeout_for_all_sockets_is_not_for_these(any_size, started, noise, tmp_path):
+    noise(4).save(tmp_path / "image.png")
+    socket.setdefaulttimeout(0.05)
+    try:
+        process = started()
+        process.ready(wait=True)  # takes longer
+        time.sleep(0.2)
+        asked = turn("one", tmp_path / "image.png")
+        assert same(process.encode(asked), any_size.encode([asked])[0])
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 def test_one_that_cannot_start_says_why(started, tmp_path, monkeypatch):
     at_its_start(
         "import os\nprint('no room for me')\nimport sys\nsys.stdout.flush()\nos._exit(3)", tmp_path, monkeypatch

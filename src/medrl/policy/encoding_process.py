@@ -42,6 +42,8 @@ class EncodingProcess:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # for as long as the process is
         self._channel, theirs = socket.socketpair()
         with theirs:
+            for end in (self._channel, theirs):
+                end.settimeout(None)  # a library may have set another for all sockets, and both ends are to wait
             self._process = _start(encoder, folder, theirs, self._said)
 
     def ready(self, *, wait: bool = False) -> bool:
