@@ -1,10 +1,13 @@
 """Processes that encode prompts: the same bits, the same errors, and nothing left behind however either side ends."""
 
+import errno
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,7 +19,7 @@ from PIL import Image
 from medrl import errors
 from medrl.data.images import open_image
 from medrl.data.prompts import make_prompt
-from medrl.errors import DataError, ImageError, MedrlError, MissingExtraError, PolicyError
+from medrl.errors import DataError, ImageError, MedrlError, MissingExtraError
 from medrl.evaluation.evaluate import evaluate
 from medrl.evaluation.settings import EvalSettings
 from medrl.grpo import GRPO
@@ -191,10 +194,75 @@ def test_one_that_cannot_start_says_why(started, tmp_path, monkeypatch):
     at_its_start(
         "import os\nprint('no room for me')\nimport sys\nsys.stdout.flush()\nos._exit(3)", tmp_path, monkeypatch
     )
-    with pytest.raises(
-        DataError, match=r"failed at its start: it ended with code 3 and these words: no room for me\. With"
-    ):
+    with pytest.raises(DataError, match=r"failed at its start: it ended with code 3 and these words: no room for me$"):
         started().ready(wait=True)
+
+
+def end_at_start(patch, tmp_path, policy):
+    at_its_start("import os\nos._exit(3)", tmp_path, patch)
+
+
+def kill_at_start(patch, tmp_path, policy):
+    at_its_start("import os\nos.kill(os.getpid(), 9)", tmp_path, patch)
+
+
+def fill_disk(patch, tmp_path, policy):
+    patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+
+
+def fill_disk_of_tokenizers(patch, tmp_path, policy):
+    def save_pretrained(folder):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers say it
+
+    patch.setattr(policy.processor, "save_pretrained", save_pretrained)
+
+
+def open_too_many_files(patch, tmp_path, policy):
+    inner, count = encoding_process._start, iter(range(9))
+
+    def start(*args):
+        if next(count) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return inner(*args)
+
+    patch.setattr(encoding_process, "_start", start)
+
+
+@pytest.mark.parametrize(
+    ("ail", "words"),
+    [
+        (end_at_start, "failed at its start: it ended with code 3"),
+        (kill_at_start, "failed at its start: it was killed, as a rule because memory ran out"),
+        (fill_disk, "the processor cannot be saved for another process (FileNotFoundError"),
+        (fill_disk_of_tokenizers, "the processor cannot be saved for another process (Exception: No space left"),
+        (open_too_many_files, "cannot be started (OSError: [Errno 24] Too many open files"),
+    ],
+)
+def test_threads_do_the_work_of_processes_that_cannot_be_had_unless_they_were_asked_for(
+    make_policy, make_examples, tmp_path, monkeypatch, caplog, ail, words
+):
+    prompts = [make_prompt(example, template="plain") for example in make_examples(tmp_path / "images", 3)]
+    expected, policy = make_policy().encode(prompts), make_policy()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    files = len(os.listdir("/proc/self/fd"))
+    with pytest.MonkeyPatch.context() as patch:
+        ail(patch, tmp_path, policy)
+        with Ahead(policy, workers=2, processes="auto") as ahead:
+            ahead.wait_for_processes()
+            ahead.start(prompts)
+            ahead.wait()
+            assert all(same(*pair) for pair in zip(policy.encode(prompts), expected, strict=True))
+    assert len(caplog.messages) == 1 and words in caplog.text and not list((tmp_path / "tmp").iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        ail(patch, tmp_path, policy)
+        with (
+            pytest.raises(DataError, match=r"training\.data_processes .* is true, but .*" + re.escape(words)) as found,
+            Ahead(policy, workers=2, processes=True) as ahead,
+        ):
+            ahead.wait_for_processes()
+    del found
+    assert len(caplog.messages) == 1 and len(os.listdir("/proc/self/fd")) == files
 
 
 def test_nobody_waits_for_a_start(make_policy, make_examples, tmp_path, monkeypatch):
@@ -213,7 +281,7 @@ def test_another_image_processor_over_there_is_an_error(any_size, started):
         image_processor = object()
 
     process = started(Encoder(processor=Other(), image_token_id=1, merge_size=2))
-    with pytest.raises(PolicyError, match="with Qwen2VLImageProcessor, and this one with object"):
+    with pytest.raises(DataError, match="with Qwen2VLImageProcessor, and this one with object"):
         process.ready(wait=True)
 
 
@@ -306,7 +374,7 @@ def test_auto_takes_processes_on_a_gpu_and_says_so(caplog):
     caplog.set_level("INFO", "medrl")
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert not choose_processes("auto", 4, cpu) and not choose_processes(False, 4, gpu) and caplog.messages == []
-    assert choose_processes("auto", 4, gpu) and choose_processes(True, 2, cpu)
+    assert choose_processes("auto", 4, gpu) == "auto" and choose_processes(True, 2, cpu) is True
     assert caplog.messages == [
         "images: 4 processes of their own (chosen by auto on cuda)",
         "images: 2 processes of their own (as asked on cpu)",

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from medrl import errors
-from medrl.errors import DataError, ImageError, MedrlError, PolicyError
+from medrl.errors import DataError, ImageError, MedrlError
 from medrl.policy.channel import ClosedError, receive, send
 from medrl.policy.encoding import EncodedPrompt, Encoder
 from medrl.stopping import SIGNALS
@@ -24,6 +24,23 @@ LAST_WORDS = 1000
 """Bytes shown of what a process that failed said last."""
 
 
+class StartError(DataError):
+    """A process that cannot be had, or that ended before it could be asked anything: others may do its work."""
+
+
+def save_processor(encoder: Encoder) -> "tempfile.TemporaryDirectory[str]":
+    """A folder that processes read their processors from. Raises ``StartError``."""
+    try:
+        with ExitStack() as held:
+            folder = tempfile.TemporaryDirectory(prefix="medrl-processor-", ignore_cleanup_errors=True)
+            held.callback(folder.cleanup)
+            encoder.processor.save_pretrained(folder.name)
+            held.pop_all()
+    except Exception as error:  # processors are anyone's, and to tokenizers a full disk is an Exception
+        raise StartError(f"the processor cannot be saved for another process ({_words_of(error)})") from error
+    return folder
+
+
 class EncodingProcess:
     """Encodes as the encoder does that it is made from, bit for bit. Starting takes seconds; nobody waits for that.
 
@@ -31,31 +48,36 @@ class EncodingProcess:
     """
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:
-        """Start it.
+        """Start it. Raises ``StartError``.
 
         Args:
             folder: where the encoder's processor was saved.
         """
         self._encoder = encoder
         self._ready = False
+        self._failure: StartError | None = None
         self._starting = threading.Lock()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # for as long as the process is
-        self._channel, theirs = socket.socketpair()
-        with theirs:
-            for end in (self._channel, theirs):
-                end.settimeout(None)  # a library may have set another for all sockets, and both ends are to wait
-            self._process = _start(encoder, folder, theirs, self._said)
+        try:
+            with ExitStack() as held:
+                self._said = held.enter_context(tempfile.TemporaryFile())
+                self._channel, theirs = socket.socketpair()
+                held.enter_context(self._channel)
+                with theirs:
+                    for end in (self._channel, theirs):
+                        end.settimeout(None)  # a library may have set another for all sockets; both ends are to wait
+                    self._process = _start(encoder, folder, theirs, self._said)
+                held.pop_all()
+        except OSError as error:  # no memory, no room for a file, too many files or processes
+            raise StartError(f"a process to prepare prompts cannot be started ({_words_of(error)})") from error
 
     def ready(self, *, wait: bool = False) -> bool:
-        """Whether it has started; with ``wait``, once it has. Raises ``DataError`` if it ended instead."""
+        """Whether it has started; with ``wait``, once it has. Raises ``StartError`` if it ended instead."""
         with self._starting:
-            if not self._ready and (wait or self._has_spoken()):
-                try:
-                    loaded, _ = receive(self._channel)
-                except ClosedError as error:
-                    raise self._failed("its start") from error
-                self._check_same(loaded["image_processor"])
-                self._ready = True
+            if not self._ready and not self._failure and (wait or self._has_spoken()):
+                self._failure = self._hear_of_start()
+                self._ready = self._failure is None
+        if self._failure is not None:
+            raise self._failure
         return self._ready
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -67,7 +89,11 @@ class EncodingProcess:
             answer, tensors = receive(self._channel)
         except ClosedError as error:
             images = ", ".join(map(str, prompt.images)) or "none"
-            raise self._failed(f"example {prompt.id} (images: {images})") from error
+            raise DataError(
+                f"a process that prepares prompts failed at example {prompt.id} (images: {images}): {self._its_end()}. "
+                "With training.data_processes false (in an evaluation, EvalSettings.data_processes), this process "
+                "prepares them itself. What was saved is whole"
+            ) from error
         if "error" in answer:
             raise _error_from(answer["error"])
         return EncodedPrompt(id=prompt.id, pixels=tensors.pop("pixels", None), **tensors)
@@ -92,27 +118,27 @@ class EncodingProcess:
             return True
         return True
 
-    def _check_same(self, image_processor: str) -> None:
-        ours = type(self._encoder.processor.image_processor).__name__
-        if image_processor != ours:
-            self.kill()
-            raise PolicyError(
-                f"a process that prepares images does it with {image_processor}, and this one with {ours}, which may "
-                "differ by a rounding: set data_processes (in training, or in EvalSettings) to false"
-            )
+    def _hear_of_start(self) -> StartError | None:
+        try:
+            loaded, _ = receive(self._channel)
+        except ClosedError:
+            return StartError(f"a process that prepares prompts failed at its start: {self._its_end()}")
+        theirs, ours = loaded["image_processor"], type(self._encoder.processor.image_processor).__name__
+        if theirs == ours:
+            return None
+        self.kill()
+        return StartError(
+            f"a process that prepares images does it with {theirs}, and this one with {ours}, which may differ by a "
+            "rounding"
+        )
 
-    def _failed(self, at: str) -> DataError:
+    def _its_end(self) -> str:
         code = self._wait()
         if code == -signal.SIGKILL:
-            how = "it was killed, as a rule because memory ran out: lower training.data_workers (--data-workers)"
-        elif code is not None and code < 0:
-            how = f"it ended by {signal.Signals(-code).name}"
-        else:
-            how = f"it ended with code {code} and these words: {self._last_words() or '(none)'}"
-        return DataError(
-            f"a process that prepares prompts failed at {at}: {how}. With data_processes false (in training, or in "
-            "EvalSettings), this process prepares them itself. What was saved is whole"
-        )
+            return "it was killed, as a rule because memory ran out: lower training.data_workers (--data-workers)"
+        if code is not None and code < 0:
+            return f"it ended by {signal.Signals(-code).name}"
+        return f"it ended with code {code} and these words: {self._last_words() or '(none)'}"
 
     def _wait(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
@@ -143,6 +169,10 @@ def _start(encoder: Encoder, folder: Path, channel: socket.socket, said: Any) ->
         )  # fmt: skip
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _words_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _error_from(found: dict[str, Any]) -> MedrlError:
