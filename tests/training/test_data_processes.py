@@ -276,6 +276,40 @@ def test_nobody_waits_for_a_start(make_policy, make_examples, tmp_path, monkeypa
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_the_saved_processor_is_gone_as_soon_as_it_was_read(any_size, noise, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    noise(4).save(tmp_path / "image.png")
+    prompt = turn("one", tmp_path / "image.png")
+    any_size.forget_prompts()
+    with Ahead(any_size, workers=2, processes=True) as ahead:
+        assert len(list(tmp_path.glob("medrl-processor-*"))) == 1
+        ends = time.monotonic() + 30
+        while list(tmp_path.glob("medrl-processor-*")) and time.monotonic() < ends:  # though nobody asks for anything
+            time.sleep(0.05)
+        assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
+        assert all(process.ready() for process in ahead._processes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoding, "open_image", None)
+            ahead.start([prompt])
+            ahead.wait()
+
+
+def test_who_waits_for_a_start_holds_up_nobody_who_only_asks(started, monkeypatch, tmp_path):
+    at_its_start("import time\ntime.sleep(60)", tmp_path, monkeypatch)
+    process = started()
+
+    def wait():
+        with pytest.raises(DataError, match="it was killed"):
+            process.ready(wait=True)
+
+    waits = threading.Thread(target=wait)
+    waits.start()
+    time.sleep(0.1)
+    assert process.ready() is False
+    process.kill()
+    waits.join()
+
+
 def test_another_image_processor_over_there_is_an_error(any_size, started):
     class Other:
         image_processor = object()

@@ -72,10 +72,13 @@ class EncodingProcess:
 
     def ready(self, *, wait: bool = False) -> bool:
         """Whether it has started; with ``wait``, once it has. Raises ``StartError`` if it ended instead."""
-        with self._starting:
-            if not self._ready and not self._failure and (wait or self._has_spoken()):
-                self._failure = self._hear_of_start()
-                self._ready = self._failure is None
+        if self._starting.acquire(blocking=wait):  # else somebody waits for it already
+            try:
+                if not self._ready and not self._failure and (wait or self._has_spoken()):
+                    self._failure = self._hear_of_start()
+                    self._ready = self._failure is None
+            finally:
+                self._starting.release()
         if self._failure is not None:
             raise self._failure
         return self._ready

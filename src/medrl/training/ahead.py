@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -147,6 +148,13 @@ class Ahead:
             thread.start()
         return self
 
+    def _tidy_when_started(self, folder: "TemporaryDirectory[str]") -> None:
+        """Processes read the folder when they start: nothing of it is left for whoever kills this one later."""
+        for process in self._processes:
+            with suppress(StartError):  # is told by the thread that was to have the process
+                process.ready(wait=True)
+        folder.cleanup()
+
     def _start_processes(self) -> None:
         """All, or none: what some of them hold, the run may need when there is no more to be had."""
         if (encoder := self.policy.encoder) is None:
@@ -159,12 +167,15 @@ class Ahead:
                 processes.append(EncodingProcess(encoder, Path(folder.name)))
                 held.callback(processes[-1].close)
             self._processes, self._held = processes, held.pop_all()
+        thread = threading.Thread(target=self._tidy_when_started, args=(folder,), name="medrl-data-start", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with suppress(queue.Empty):
             while True:  # what nobody waits for any more
                 self._tasks.get_nowait()
-        for _ in self._threads:
+        for _ in range(self._workers):
             self._tasks.put(None)
         self._warned = True  # those that are ended now are no news
         for process in self._processes:  # who is in the middle of a prompt has it ended
