@@ -319,28 +319,38 @@ def test_another_image_processor_over_there_is_an_error(any_size, started):
         process.ready(wait=True)
 
 
-def test_a_parent_that_is_killed_leaves_nothing_behind(processor, tmp_path):
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_parent_that_is_killed_leaves_nothing_behind(processor, tmp_path, forked):
     folder = tmp_path / "processor"
     processor.save_pretrained(folder)
-    # The parent needs to know no more of a processor than what its image processor is called.
+    # The parent needs to know no more of a processor than what its image processor is called. A child that it forks
+    # holds its sockets too.
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom types import SimpleNamespace as N\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom types import SimpleNamespace as N\n"
         "from medrl.policy.encoding import Encoder\nfrom medrl.policy.encoding_process import EncodingProcess\n"
         "image_processor = type('Qwen2VLImageProcessor', (), {})()\n"
         "encoder = Encoder(processor=N(image_processor=image_processor), image_token_id=1, merge_size=2)\n"
         "processes = [EncodingProcess(encoder, Path(sys.argv[1])) for _ in range(2)]\n"
-        "processes[0].ready(wait=True)\nprint(*(p._process.pid for p in processes), flush=True)\ntime.sleep(60)"
+        "processes[0].ready(wait=True)\nforked = os.fork() if sys.argv[2] == 'True' else os.getpid()\n"
+        "if forked: print(forked, *(p._process.pid for p in processes), flush=True)\ntime.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(forked)], stdout=subprocess.PIPE, text=True, bufsize=1
+    )
     assert parent.stdout is not None
-    pids = parent.stdout.readline().split()
-    assert len(pids) == 2 and all(map(alive, pids))
+    child, *pids = parent.stdout.readline().split()
+    assert len(pids) == 2 and all(map(alive, [child, *pids]))
     parent.kill()
-    parent.communicate()
+    parent.wait()
     ends = time.monotonic() + 30
     while any(map(alive, pids)) and time.monotonic() < ends:
         time.sleep(0.05)
-    assert not any(map(alive, pids)) and not folder.exists()
+    left = [pid for pid in pids if alive(pid)]
+    if forked:
+        assert alive(child)
+        os.kill(int(child), signal.SIGKILL)
+    parent.stdout.close()
+    assert not left and not folder.exists()
 
 
 def alive(pid: str) -> bool:

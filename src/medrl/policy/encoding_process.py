@@ -10,6 +10,7 @@ import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from medrl import errors
 from medrl.errors import DataError, ImageError, MedrlError
@@ -22,6 +23,16 @@ PATIENCE_S = 5.0
 """Longest wait for a process that was killed to be gone: one that waits for a disk cannot go."""
 LAST_WORDS = 1000
 """Bytes shown of what a process that failed said last."""
+_ends_here: "WeakSet[socket.socket]" = WeakSet()  # forking is of the whole process, and so is this
+
+
+def _let_go_in_child() -> None:
+    """Close the copies that a forked child has: processes end when nobody holds the other end any more."""
+    for end in _ends_here:
+        end.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class StartError(DataError):
@@ -64,6 +75,7 @@ class EncodingProcess:
                 held.enter_context(self._channel)
                 with theirs:
                     for end in (self._channel, theirs):
+                        _ends_here.add(end)
                         end.settimeout(None)  # a library may have set another for all sockets; both ends are to wait
                     self._process = _start(encoder, folder, theirs, self._said)
                 held.pop_all()
