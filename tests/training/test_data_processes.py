@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from medrl import errors
 from medrl.data.images import open_image
@@ -120,6 +120,25 @@ def test_a_process_gives_the_same_bits_and_the_same_errors_and_may_hang_alone(an
             ahead.wait()
         began = time.monotonic()
     assert time.monotonic() - began < 1.9  # sooner than a thread is given up: the process that hung was ended
+
+
+def test_what_was_set_for_all_of_pillow_counts_there_too(any_size, started, noise, tmp_path, monkeypatch):
+    whole, torn = tmp_path / "whole.png", tmp_path / "torn.jpg"
+    noise(1).save(whole)
+    noise(1, 64, 64).save(tmp_path / "image.jpg")
+    torn.write_bytes((tmp_path / "image.jpg").read_bytes()[:1500])
+    process = started()
+    with pytest.raises(ImageError):
+        process.encode(turn("torn", torn))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    any_size.forget_prompts()
+    assert same(process.encode(turn("torn", torn)), any_size.encode([turn("torn", torn)])[0])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError) as known:
+        open_image(whole)
+    with pytest.raises(ImageError) as found:
+        process.encode(turn("whole", whole))
+    assert str(found.value) == str(known.value)
 
 
 def test_every_error_of_ours_comes_back_as_it_was():

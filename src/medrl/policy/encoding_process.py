@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from PIL import Image, ImageFile
+
 from medrl import errors
 from medrl.errors import DataError, ImageError, MedrlError
 from medrl.policy.channel import ClosedError, receive, send
@@ -98,7 +100,14 @@ class EncodingProcess:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """As ``Encoder.encode``, with its errors; ``DataError`` if the process ended meanwhile."""
         self.ready(wait=True)
-        asked = {"id": prompt.id, "text": prompt.text, "images": [str(p) for p in prompt.images], "mode": prompt.mode}
+        asked = {
+            "id": prompt.id,
+            "text": prompt.text,
+            "images": [str(path) for path in prompt.images],
+            "mode": prompt.mode,
+            "torn": ImageFile.LOAD_TRUNCATED_IMAGES,  # a library may have set both for all of Pillow, at any time
+            "most_pixels": Image.MAX_IMAGE_PIXELS,
+        }
         try:
             send(self._channel, asked)
             answer, tensors = receive(self._channel)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageFile
 from transformers import AutoProcessor
 
 from medrl.errors import ImageError, MedrlError
@@ -41,6 +42,7 @@ def main(folder: str, image_token_id: str, merge_size: str) -> None:
 
 def _answer(channel: socket.socket, encoder: Encoder) -> None:
     asked, _ = receive(channel)
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = asked["torn"], asked["most_pixels"]
     prompt = Prompt(
         id=asked["id"], text=asked["text"], images=tuple(Path(path) for path in asked["images"]), mode=asked["mode"]
     )
