@@ -149,6 +149,20 @@ def test_every_error_of_ours_comes_back_as_it_was():
         assert type(found) is type(error) and str(found) == str(error) and vars(found) == vars(error)
 
 
+def test_a_mistake_over_there_is_told_as_it_is_and_the_next_question_answered(any_size, started, tmp_path, monkeypatch):
+    at_its_start(
+        "from medrl.data import images\nimages.scan_kind = lambda path: {}[path.name] if 'bad' in path.name else None",
+        tmp_path, monkeypatch,
+    )  # fmt: skip
+    process = started()
+    with pytest.raises(RuntimeError) as found:
+        process.encode(turn("one", tmp_path / "bad.png"))
+    assert str(found.value) == f"example one (images: {tmp_path / 'bad.png'}): KeyError: 'bad.png'"
+    assert "in open_slices" in found.value.__notes__[0]
+    any_size.forget_prompts()
+    assert same(process.encode(turn("two")), any_size.encode([turn("two")])[0])
+
+
 def test_messages_travel_whole_or_are_missed():
     ours, theirs = socket.socketpair()
     tensors = {

@@ -98,7 +98,11 @@ class EncodingProcess:
         return self._ready
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """As ``Encoder.encode``, with its errors; ``DataError`` if the process ended meanwhile."""
+        """As ``Encoder.encode``, with its errors.
+
+        One that is none of ours comes as a ``RuntimeError`` that tells its kind. ``DataError`` if the process ended
+        meanwhile.
+        """
         self.ready(wait=True)
         asked = {
             "id": prompt.id,
@@ -112,14 +116,17 @@ class EncodingProcess:
             send(self._channel, asked)
             answer, tensors = receive(self._channel)
         except ClosedError as error:
-            images = ", ".join(map(str, prompt.images)) or "none"
             raise DataError(
-                f"a process that prepares prompts failed at example {prompt.id} (images: {images}): {self._its_end()}. "
-                "With training.data_processes false (in an evaluation, EvalSettings.data_processes), this process "
-                "prepares them itself. What was saved is whole"
+                f"a process that prepares prompts failed at example {prompt.id} (images: {_images_of(prompt)}): "
+                f"{self._its_end()}. With training.data_processes false (in an evaluation, "
+                "EvalSettings.data_processes), this process prepares them itself. What was saved is whole"
             ) from error
         if "error" in answer:
             raise _error_from(answer["error"])
+        if "mistake" in answer:
+            mistake = RuntimeError(f"example {prompt.id} (images: {_images_of(prompt)}): {answer['mistake']}")
+            mistake.add_note(f"in a process that prepares prompts:\n{answer['trace']}")
+            raise mistake
         return EncodedPrompt(id=prompt.id, pixels=tensors.pop("pixels", None), **tensors)
 
     def kill(self) -> None:
@@ -193,6 +200,10 @@ def _start(encoder: Encoder, folder: Path, channel: socket.socket, said: Any) ->
         )  # fmt: skip
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _images_of(prompt: Prompt) -> str:
+    return ", ".join(map(str, prompt.images)) or "none"
 
 
 def _words_of(error: Exception) -> str:

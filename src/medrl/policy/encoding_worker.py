@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -48,8 +49,10 @@ def _answer(channel: socket.socket, encoder: Encoder) -> None:
     )
     try:
         encoded = encoder.encode(prompt)
-    except MedrlError as error:  # all else ends the process, with its traceback in the file
+    except MedrlError as error:
         send(channel, {"error": describe(error)})
+    except Exception as error:  # noqa: BLE001  # as in a thread, all is for the one who waits
+        send(channel, {"mistake": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
     else:
         send(channel, {}, tensors_of(encoded))
 
