@@ -64,8 +64,7 @@ def started(any_size, folder):
         return processes[-1]
 
     yield start
-    for process in processes:
-        process.close()
+    encoding_process.close_all(processes)
 
 
 def at_its_start(code: str, tmp_path: Path, monkeypatch) -> None:
@@ -307,6 +306,21 @@ def test_nobody_waits_for_a_start(make_policy, make_examples, tmp_path, monkeypa
         ahead.wait()  # by the threads themselves
     assert time.monotonic() - began < 20 and len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_processes_that_cannot_go_are_given_up_together(make_policy, tmp_path, monkeypatch):
+    at_its_start("import time\ntime.sleep(60)", tmp_path, monkeypatch)
+    monkeypatch.setattr(encoding_process, "PATIENCE_S", 1.0)
+    monkeypatch.setattr("medrl.training.ahead.GRACE_S", 0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        with Ahead(make_policy(), workers=4, processes=True) as ahead:
+            patch.setattr(subprocess.Popen, "kill", lambda self: None)  # as one that waits for a disk
+            began = time.monotonic()
+        took = time.monotonic() - began
+    for process in ahead._processes:
+        process._process.kill()
+        process._process.wait()
+    assert 1.0 <= took < 2.5
 
 
 def test_the_saved_processor_is_gone_as_soon_as_it_was_read(any_size, noise, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from medrl.stopping import SIGNALS
 from medrl.types import Prompt
 
 PATIENCE_S = 5.0
-"""Longest wait for a process that was killed to be gone: one that waits for a disk cannot go."""
+"""Longest wait for processes that were killed to be gone: one that waits for a disk cannot go."""
 LAST_WORDS = 1000
 """Bytes shown of what a process that failed said last."""
 _ends_here: "WeakSet[socket.socket]" = WeakSet()  # forking is of the whole process, and so is this
@@ -133,10 +135,10 @@ class EncodingProcess:
         """End it at once, whatever it is at: it has nothing to save. Who waits for it gets a ``DataError``."""
         self._process.kill()
 
-    def close(self) -> None:
-        """End it and let go of it."""
+    def close(self, patience_s: float) -> None:
+        """End it and let go of it, be it gone by then or not."""
         self.kill()
-        self._wait()
+        self._wait(patience_s)
         self._channel.close()
         self._said.close()
 
@@ -164,21 +166,30 @@ class EncodingProcess:
         )
 
     def _its_end(self) -> str:
-        code = self._wait()
+        code = self._wait(PATIENCE_S)
         if code == -signal.SIGKILL:
             return "it was killed, as a rule because memory ran out: lower training.data_workers (--data-workers)"
         if code is not None and code < 0:
             return f"it ended by {signal.Signals(-code).name}"
         return f"it ended with code {code} and these words: {self._last_words() or '(none)'}"
 
-    def _wait(self) -> int | None:
+    def _wait(self, patience_s: float) -> int | None:
         with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(PATIENCE_S)
+            return self._process.wait(patience_s)
 
     def _last_words(self) -> str:
         end = self._said.seek(0, os.SEEK_END)
         self._said.seek(max(0, end - LAST_WORDS))
         return self._said.read().decode(errors="replace").strip()
+
+
+def close_all(processes: Sequence[EncodingProcess]) -> None:
+    """Close them, with patience for all together: a stop may wait to be saved."""
+    for process in processes:
+        process.kill()
+    ends = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.close(max(0.0, ends - time.monotonic()))
 
 
 def _start(encoder: Encoder, folder: Path, channel: socket.socket, said: Any) -> "subprocess.Popen[bytes]":

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError
-from medrl.policy.encoding_process import EncodingProcess, StartError, save_processor
+from medrl.policy.encoding_process import EncodingProcess, StartError, close_all, save_processor
 from medrl.rollout.collect import Ask
 from medrl.training import distributed
 from medrl.training.scorer import Scorer
@@ -63,7 +63,7 @@ class Ahead:
         self.limit_s = limit_s
         self._workers = workers
         self._wanted = processes
-        self._warned = False
+        self._warned = self._ending = False
         self._warning = threading.Lock()
         self._processes: list[EncodingProcess] = []
         self._held = ExitStack()
@@ -130,7 +130,7 @@ class Ahead:
                 "auto or false, threads prepare prompts. What was saved is whole"
             ) from error
         with self._warning:
-            if not self._warned:
+            if not self._warned and not self._ending:  # those that are ended at the end are no news
                 log.warning("images: prepared by threads where no process can be had: %s", error)
             self._warned = True
 
@@ -153,6 +153,8 @@ class Ahead:
         for process in self._processes:
             with suppress(StartError):  # is told by the thread that was to have the process
                 process.ready(wait=True)
+            if self._ending:  # the others may be closed by now
+                return
         folder.cleanup()
 
     def _start_processes(self) -> None:
@@ -162,10 +164,10 @@ class Ahead:
         with ExitStack() as held:
             folder = save_processor(encoder)
             held.callback(folder.cleanup)
-            processes = []
+            processes: list[EncodingProcess] = []
+            held.callback(close_all, processes)
             for _ in range(self._workers):
                 processes.append(EncodingProcess(encoder, Path(folder.name)))
-                held.callback(processes[-1].close)
             self._processes, self._held = processes, held.pop_all()
         thread = threading.Thread(target=self._tidy_when_started, args=(folder,), name="medrl-data-start", daemon=True)
         self._threads.append(thread)
@@ -177,7 +179,7 @@ class Ahead:
                 self._tasks.get_nowait()
         for _ in range(self._workers):
             self._tasks.put(None)
-        self._warned = True  # those that are ended now are no news
+        self._ending = True
         for process in self._processes:  # who is in the middle of a prompt has it ended
             process.kill()
         ends = time.monotonic() + GRACE_S
