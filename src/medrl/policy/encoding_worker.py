@@ -9,9 +9,11 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageFile
 from transformers import AutoProcessor
 
 from medrl.errors import ImageError, MedrlError
@@ -41,13 +43,16 @@ def main(folder: str, image_token_id: str, merge_size: str) -> None:
 
 def _answer(channel: socket.socket, encoder: Encoder) -> None:
     asked, _ = receive(channel)
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = asked["torn"], asked["most_pixels"]
     prompt = Prompt(
         id=asked["id"], text=asked["text"], images=tuple(Path(path) for path in asked["images"]), mode=asked["mode"]
     )
     try:
         encoded = encoder.encode(prompt)
-    except MedrlError as error:  # all else ends the process, with its traceback in the file
+    except MedrlError as error:
         send(channel, {"error": describe(error)})
+    except Exception as error:  # noqa: BLE001  # as in a thread, all is for the one who waits
+        send(channel, {"mistake": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
     else:
         send(channel, {}, tensors_of(encoded))
 

@@ -3,12 +3,12 @@
 import copy
 import logging
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from medrl.data.sampler import Sampler
 from medrl.errors import DataError
-from medrl.policy.encoding_process import EncodingProcess
+from medrl.policy.encoding_process import EncodingProcess, StartError, close_all, save_processor
 from medrl.rollout.collect import Ask
 from medrl.training import distributed
 from medrl.training.scorer import Scorer
@@ -31,8 +31,8 @@ GRACE_S = 2.0
 """Seconds a thread may take to finish at the end; one that hangs is left behind."""
 
 
-def choose_processes(wanted: Processes, workers: int, device: torch.device) -> bool:
-    """Whether processes prepare prompts, or threads. Logged.
+def choose_processes(wanted: Processes, workers: int, device: torch.device) -> Processes:
+    """Whether processes prepare prompts, or threads; ``auto``: processes where they can be had. Logged.
 
     Half of what a small image costs holds Python's lock. On a GPU the main thread needs that for the next launch; on a
     CPU there is no core to spare, and a process costs a start of seconds and half a gigabyte.
@@ -41,7 +41,7 @@ def choose_processes(wanted: Processes, workers: int, device: torch.device) -> b
         return False
     how = "chosen by auto" if wanted == "auto" else "as asked"
     log.info("images: %d processes of their own (%s on %s)", workers, how, device)
-    return True
+    return wanted
 
 
 class Ahead:
@@ -52,14 +52,19 @@ class Ahead:
         ahead.wait()              # what is still missing is waited for
 
     Decoding and resizing let go of Python's lock, and so does waiting for a process. Until its process has started, a
-    thread prepares by itself: both give the same bits.
+    thread prepares by itself: both give the same bits. Of a process that cannot be had, ``auto`` warns and leaves its
+    work to the thread; where processes were asked for, that is an error.
     """
 
-    def __init__(self, policy: Scorer, workers: int = 4, limit_s: float = LIMIT_S, *, processes: bool = False) -> None:
+    def __init__(
+        self, policy: Scorer, workers: int = 4, limit_s: float = LIMIT_S, *, processes: Processes = False
+    ) -> None:
         self.policy = policy
         self.limit_s = limit_s
         self._workers = workers
-        self._in_processes = processes
+        self._wanted = processes
+        self._warned = self._ending = False
+        self._warning = threading.Lock()
         self._processes: list[EncodingProcess] = []
         self._held = ExitStack()
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -90,9 +95,9 @@ class Ahead:
                 raise task.error
 
     def wait_for_processes(self) -> None:
-        """Until all have started, for who wants to know what they are worth; raises ``DataError`` if one cannot."""
+        """Until all have started, for who wants to know what they are worth; raises ``DataError`` as ``wait`` would."""
         for process in self._processes:
-            process.ready(wait=True)
+            self._is_ready(process, wait=True)
 
     def _work(self, process: EncodingProcess | None) -> None:
         # A tokenizer that two threads use at once fails, and the main one decodes completions meanwhile.
@@ -104,17 +109,37 @@ class Ahead:
         with threadpool_limits(1, user_api="openmp"):
             while (task := self._tasks.get()) is not None:
                 with task:
-                    if process is not None and process.ready():
+                    if process is not None and self._is_ready(process):
                         self.policy.prepare(task.prompt, process)
                     else:
                         encoder = encoder or copy.deepcopy(self.policy.encoder)
                         self.policy.prepare(task.prompt, encoder)
 
+    def _is_ready(self, process: EncodingProcess, *, wait: bool = False) -> bool:
+        try:
+            return process.ready(wait=wait)
+        except StartError as error:
+            self._do_without(error)
+            return False
+
+    def _do_without(self, error: StartError) -> None:
+        """Leave it to threads, with one warning, unless processes were asked for."""
+        if self._wanted != "auto":
+            raise DataError(
+                f"training.data_processes (in an evaluation, EvalSettings.data_processes) is true, but {error}. With "
+                "auto or false, threads prepare prompts. What was saved is whole"
+            ) from error
+        with self._warning:
+            if not self._warned and not self._ending:  # those that are ended at the end are no news
+                log.warning("images: prepared by threads where no process can be had: %s", error)
+            self._warned = True
+
     def __enter__(self) -> "Ahead":
-        with ExitStack() as held:
-            if self._in_processes:
-                self._start_processes(held)
-            self._held = held.pop_all()
+        if self._wanted:
+            try:
+                self._start_processes()
+            except StartError as error:
+                self._do_without(error)
         # Not concurrent.futures: Python waits for its threads when it ends, also for one that hangs.
         for number in range(self._workers):
             process = self._processes[number] if self._processes else None
@@ -123,22 +148,38 @@ class Ahead:
             thread.start()
         return self
 
-    def _start_processes(self, held: ExitStack) -> None:
+    def _tidy_when_started(self, folder: "TemporaryDirectory[str]") -> None:
+        """Processes read the folder when they start: nothing of it is left for whoever kills this one later."""
+        for process in self._processes:
+            with suppress(StartError):  # is told by the thread that was to have the process
+                process.ready(wait=True)
+            if self._ending:  # the others may be closed by now
+                return
+        folder.cleanup()
+
+    def _start_processes(self) -> None:
+        """All, or none: what some of them hold, the run may need when there is no more to be had."""
         if (encoder := self.policy.encoder) is None:
             return
-        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="medrl-processor-", ignore_cleanup_errors=True))
-        encoder.processor.save_pretrained(folder)
-        for _ in range(self._workers):
-            process = EncodingProcess(encoder, Path(folder))
-            held.callback(process.close)
-            self._processes.append(process)
+        with ExitStack() as held:
+            folder = save_processor(encoder)
+            held.callback(folder.cleanup)
+            processes: list[EncodingProcess] = []
+            held.callback(close_all, processes)
+            for _ in range(self._workers):
+                processes.append(EncodingProcess(encoder, Path(folder.name)))
+            self._processes, self._held = processes, held.pop_all()
+        thread = threading.Thread(target=self._tidy_when_started, args=(folder,), name="medrl-data-start", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with suppress(queue.Empty):
             while True:  # what nobody waits for any more
                 self._tasks.get_nowait()
-        for _ in self._threads:
+        for _ in range(self._workers):
             self._tasks.put(None)
+        self._ending = True
         for process in self._processes:  # who is in the middle of a prompt has it ended
             process.kill()
         ends = time.monotonic() + GRACE_S
