@@ -74,12 +74,64 @@ def test_a_test_file_that_dies_is_named_and_the_others_go_on(scripts, monkeypatc
     gpu, tables = scripts
     tests = tmp_path / "tests"
     tests.mkdir()
-    for name, body in (("dies", "import os; os._exit(9)"), ("fails", "assert False"), ("passes", "pass")):
+    for name, body in (
+        ("dies", "import os; os._exit(9)"),
+        ("fails", "assert False"),
+        ("hangs", "import time; time.sleep(60)"),
+        ("passes", "pass"),
+    ):
         marked = f"import pytest\n@pytest.mark.gpu\ndef test_{name}():\n    {body}\n"
         (tests / f"test_{name}.py").write_text(marked)
-    (tests / "test_other.py").write_text("def test_other(): raise SystemError\n")
+    (tests / "test_other.py").write_text("def test_other(): assert 'pytest.mark.gpu' == 'written in a string'\n")
     for script in (gpu, tables):
         monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "FILE_S", 10.0)
     said = gpu.exactness(tmp_path, tmp_path / "log", 120.0)
-    assert said.startswith("FAILED (1 passed, 1 failed)") and "test_dies.py failed" in said
-    assert "test_fails.py::test_fails" in said and "test_other" not in said
+    assert said.startswith("FAILED (1 passed, 1 failed)") and "test_dies.py failed with exit code 9" in said
+    assert "test_hangs.py not finished in 10 s" in said and "test_fails.py::test_fails" in said
+    assert "test_passes.py" in (tmp_path / "log.txt").read_text()
+    assert "test_other.py" not in (tmp_path / "log.txt").read_text()
+
+
+def test_every_section_has_time_if_those_before_it_take_all_of_theirs(scripts, monkeypatch, tmp_path):
+    gpu, tables = scripts
+    now, ran = [0.0], []
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gpu, "README", tmp_path / "README.md")
+
+    def takes(seconds: float, what: str) -> str:
+        now[0] += seconds
+        ran.append(what)
+        return f"not finished in {seconds:.0f} s"
+
+    def case(case, limit_s, log):
+        return tables.Outcome(case, None, takes(min(limit_s, case.limit_s), case.words[0]))
+
+    monkeypatch.setattr(gpu, "exactness", lambda out, log, limit_s: takes(limit_s, "exactness"))
+    monkeypatch.setattr(gpu, "run", case)
+    monkeypatch.setattr(gpu, "call", lambda words, limit_s, log: takes(limit_s, "profile"))
+    monkeypatch.setattr(gpu, "keep", lambda *_, **__: None)
+    assert gpu.measure(tmp_path, tmp_path, 490.0, tiny=False) == 1
+    assert ran == ["exactness", "step", "step", "eval"] and now[0] <= 490.0
+    assert "--baseline" in gpu.CASES[0].words and "1008" in gpu.CASES[1].words
+    assert json.loads((tmp_path / "results.json").read_text())[-1]["problem"] == "not run: no time left"
+
+
+def test_a_page_that_cannot_be_written_is_left_whole(scripts, monkeypatch, tmp_path, capsys):
+    gpu, _ = scripts
+    page = tmp_path / "folder" / "README.md"
+    monkeypatch.setattr(gpu, "README", page)
+    gpu.write_tables("new\n", tmp_path / "tables.md", into_readme=True)  # there is none
+    page.parent.mkdir()
+    text = "<!-- gpu: begin -->\nold\n<!-- gpu: end -->\n"
+    page.write_text(text)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "tables.md").unlink()
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda self, *a: write(self, *a) if self.name == "tables.md" else full())
+    gpu.write_tables("new\n", tmp_path / "tables.md", into_readme=True)
+    assert page.read_text() == text and (tmp_path / "tables.md").read_text() == "new\n"
+    assert "No space left on device" in capsys.readouterr().err
