@@ -3,6 +3,8 @@
 Shared prompts, every completion as long as asked; multiply-adds count twice. The formulas are those of docs/engine.md.
 """
 
+import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from medrl.bench.models import Size
+from medrl.bench.models import CONTEXT, Size
+from medrl.errors import SettingsError
 from medrl.policy.products import product
 
+log = logging.getLogger(__name__)
 PATCH_VALUES, PATCH_PX, MERGED = 3 * 2 * 14 * 14, 14, 4
 ADAM_BYTES = 28
 """Per parameter: gradient, float32 weight and two moments read, weight and moments written."""
@@ -64,6 +68,17 @@ class Cost:
 
     def seconds(self, rates: Rates) -> float:
         return max(self.flops / rates.flops_per_s, self.bytes / rates.bytes_per_s)
+
+
+def require_context(work: Work) -> None:
+    """Refuse what the bench's models cannot hold. Raises ``SettingsError`` naming the options."""
+    tokens = work.prompt_length + work.completion_tokens
+    if tokens > CONTEXT:
+        raise SettingsError(
+            f"--image-px {work.image_px} ({work.patches // MERGED} tokens), --prompt-tokens {work.prompt_tokens} and "
+            f"--completion-tokens {work.completion_tokens} make {tokens} tokens, but its models hold {CONTEXT}: lower "
+            "one of them"
+        )
 
 
 def layer_weights(size: Size) -> int:
@@ -179,6 +194,12 @@ def clock(device: str) -> Iterator[Elapsed]:
     elapsed.seconds, elapsed.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
 
+def say_turn(who: str, kind: str, number: int, elapsed: Elapsed, *, of: int) -> None:
+    """One line for whoever waits; turns before 0 warm up."""
+    turn = f"{kind} {number + 1} of {of}" if number >= 0 else "warm-up"
+    log.info("%s, %s: %.3g s", who, turn, elapsed.seconds)
+
+
 def median(times: Sequence[Elapsed]) -> Elapsed:
     """Of seconds and of processor seconds, each for itself."""
     return Elapsed(statistics.median(t.seconds for t in times), statistics.median(t.cpu_seconds for t in times))
@@ -188,3 +209,10 @@ def synchronize(device: str) -> None:
     """Wait for the GPU, where there is one."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def release(device: str) -> None:
+    """Give back what nobody names any more: parts of a model refer to each other, so their weights outlive its name."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
