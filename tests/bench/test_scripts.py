@@ -135,3 +135,23 @@ def test_a_page_that_cannot_be_written_is_left_whole(scripts, monkeypatch, tmp_p
     gpu.write_tables("new\n", tmp_path / "tables.md", into_readme=True)
     assert page.read_text() == text and (tmp_path / "tables.md").read_text() == "new\n"
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_the_cpu_tables_are_those_that_readme_shows(scripts):
+    """Calls, headings and the form of every number: what is printed can stand in README.md as it is."""
+    import cpu
+
+    _, tables = scripts
+    step = {"seconds_per_step": 2.78, "speedup": 6.4, "fraction_of_limit": 0.46}
+    answers = {"items_per_s": 10.0, "speedup": 0.82, "cpu_seconds": 9.8, "same_tokens": 1.0}
+    base = {"name": "trl", "seconds_per_step": 17.9, "items_per_s": 12.2, "cpu_seconds": 10.3}
+    cases = [tables.Case(f"`medrl bench {call}`", ()) for call in (*cpu.STEPS, *cpu.EVALUATIONS)]
+    printed = cpu.step_table([tables.Outcome(case, {**step, "baseline": base}) for case in cases[:-1]])
+    asked = cpu.eval_table([tables.Outcome(cases[-1], {**answers, "baseline": base})])
+    shown = (FOLDER / "README.md").read_text().splitlines()
+    for line in [*printed.splitlines()[:2], printed.splitlines()[2].replace("naive`", "trl`"), *asked.splitlines()]:
+        assert line in shown
+    assert any(line.startswith(f"| {cases[1].name} | ") for line in shown)
+    problem = tables.Outcome(cases[0], {**step, "baseline": None}, "not finished in 5 s")
+    assert "| 2.78 | not finished in 5 s |  | 46 % |" in cpu.step_table([problem])
+    assert "| no message |" in cpu.eval_table([tables.Outcome(cases[-1], None, "no message")])
