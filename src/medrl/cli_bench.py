@@ -166,17 +166,22 @@ def _when_measured(
 def _show_step(found: dict[str, Any]) -> None:
     limits = found["limit_phases"]
     rows = [
-        (name, f"{spent:.3f}", f"{limits[name]:.3f}" if name in limits else "")
+        (name, _milliseconds(spent), _milliseconds(limits[name]) if name in limits else "")
         for name, spent in found["phases"].items()
     ]
-    total = ("step", f"{found['seconds_per_step']:.3f}", f"{found['limit_seconds']:.3f}")
-    terminal.print_table(f"{found['model']}, {found['device']}", ["phase", "seconds", "limit"], [*rows, total])
+    total = ("step", _milliseconds(found["seconds_per_step"]), _milliseconds(found["limit_seconds"]))
+    terminal.print_table(f"{found['model']}, {found['device']}", ["phase", "ms", "limit, ms"], [*rows, total])
     typer.echo(
         f"{found['tokens_per_s']:.0f} tokens/s, {found['fraction_of_limit']:.0%} of the limit, "
         f"MFU {found['mfu']:.0%}, peak {found['peak_gb']:.1f} GB, attention {found['attention']}"
         + (", layers compiled" if found["compiled"] else "")
         + (f", fused: {' and '.join(found['kernels'])}" if found["kernels"] else "")
     )
+
+
+def _milliseconds(seconds: float) -> str:
+    """``1310``, ``45.6``, ``0.0213``: three figures, as a limit may be a thousandth of its step."""
+    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:#.3g}"
 
 
 def _show_eval(found: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ def test_a_timed_step_says_what_programs_rely_on():
     assert found["tokens_per_s"] == pytest.approx(2 * 2 * 6 / found["seconds_per_step"])
     assert found["fraction_of_limit"] == pytest.approx(found["limit_seconds"] / found["seconds_per_step"])
     assert found["limit_seconds"] == pytest.approx(sum(found["limit_phases"].values()))
+    assert set(found["limit_phases"]) == set(PHASES) - {"data"}  # row beside row
     assert found["limit_seconds"] > 0 and found["peak_gb"] > 0 and found["mfu"] > 0
     assert found["device"].startswith(("CPU", "NVIDIA"))
     assert found["baseline"]["name"] == "naive"
@@ -102,6 +103,17 @@ def test_a_timed_evaluation_answers_what_transformers_answers():
     assert found["same_tokens"] == 1.0
     assert found["items_per_s"] == pytest.approx(3 / found["seconds"])
     assert found["speedup"] == pytest.approx(found["items_per_s"] / found["baseline"]["items_per_s"])
+
+
+def test_the_table_has_a_limit_beside_every_phase_and_no_time_that_reads_as_nothing(monkeypatch):
+    monkeypatch.setattr("medrl.bench.step._peak_resident_bytes", lambda: 2_500_000_000)
+    result = CliRunner().invoke(app, ["bench", "step", *SMALL, "--prompts", "1", "--group", "2", "--steps", "1"])
+    cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in result.stdout.splitlines() if "│" in line]
+    assert [name for name, *_ in cells] == [*PHASES, "other", "step"]
+    for name, spent, limit in cells:
+        assert float(spent) > 0 or name == "other"
+        assert limit == "" if name in ("data", "other") else float(limit) > 0
+    assert torch.cuda.is_available() or "peak 2.5 GB" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ def step_costs(size: Size, work: Work, *, kl: bool, element_bytes: int) -> dict[
     return {**costs, "reference": Cost(forward, 0.0)} if kl and c else costs
 
 
+def phase_costs(size: Size, work: Work, *, kl: bool, element_bytes: int) -> dict[str, Cost]:
+    """The same by the phases that a step is timed in: all forward passes of the vision tower are ``vision``."""
+    costs = step_costs(size, work, kl=kl, element_bytes=element_bytes)
+    images = work.prompts * vision_flops(size, work.patches)
+    passes = [name for name in ("prefill", "reference", "policy") if name in costs]
+    without = {name: Cost(costs[name].flops - images, costs[name].bytes) for name in passes}
+    return {**costs, **without, "vision": Cost(len(passes) * images, 0.0)}
+
+
 def decode_cost(size: Size, work: Work, element_bytes: int) -> Cost:
     """Every step reads the weights once, each prompt's keys and values once, and each row's own."""
     weights = layer_weights(size) + head_weights(size)

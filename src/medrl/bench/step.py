@@ -18,10 +18,10 @@ from medrl.bench.limits import (
     clock,
     measure_rates,
     median,
+    phase_costs,
     release,
     require_context,
     say_turn,
-    step_costs,
 )
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.errors import SettingsError
@@ -166,7 +166,7 @@ def some_reward(example: Example, completion: Completion) -> Score:
 
 def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
     size, work = find_size(settings.model), settings.work
-    costs = step_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
+    costs = phase_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
     limit = sum(cost.seconds(rates) for cost in costs.values())
     typical = median(found.elapsed)
     phases = {name: statistics.median(spent.get(name, 0.0) for spent in found.phases) for name in PHASES}
@@ -178,7 +178,7 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "seconds": [elapsed.seconds for elapsed in found.elapsed],
         "phases": {**phases, "other": max(0.0, typical.seconds - sum(phases.values()))},
         "tokens_per_s": work.rows * work.completion_tokens / typical.seconds,
-        "peak_gb": found.peak_bytes / 2**30,
+        "peak_gb": found.peak_bytes / 1e9,
         "mfu": flops / (typical.seconds * rates.flops_per_s),
         "limit_seconds": limit,
         "fraction_of_limit": limit / typical.seconds,
