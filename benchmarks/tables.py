@@ -123,7 +123,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
     missing = outcome.problem and f"baseline: {outcome.problem}"
     return [
         f"{found['seconds_per_step']:.2f}",
-        " / ".join(f"{found['phases'][name]:.2f}" for name in PHASES),
+        " / ".join(f"{found['phases'][name]:.3f}" for name in PHASES),
         f"{found['limit_seconds']:.2f}",
         f"{found['fraction_of_limit']:.0%}",
         f"{1000 * found['phases']['decode'] / found['completion_tokens']:.1f}",
