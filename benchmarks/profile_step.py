@@ -4,6 +4,7 @@ python benchmarks/profile_step.py --model 2b --prompts 8 --image-px 448 --comple
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from medrl.bench.limits import Work
 from medrl.bench.models import ask, build_policy, find_size, make_examples, question
 from medrl.bench.step import StepBench, make_step, some_reward
+from medrl.errors import SettingsError
 from medrl.rollout.collect import collect
 from medrl.rollout.sampling import Sampling
 
@@ -61,4 +63,7 @@ def show(name: str, work) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SettingsError as error:
+        sys.exit(f"error: {error}")

@@ -66,7 +66,7 @@ def call(words: Sequence[str], limit_s: float, log: Path, fine: Sequence[int] = 
     """Run Python with these words, on this repository's medrl. Returns what went wrong, "" for nothing.
 
     What it prints goes to ``log``.out and ``log``.err as it comes. It ends with all its children: workers of a compiler
-    would go on otherwise, and hold what they print to.
+    would go on otherwise, and hold what they print to. Models are made here, so no hub is asked or waited for.
     """
     print(f"{time.strftime('%H:%M:%S')} python {' '.join(words)}", file=sys.stderr, flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def call(words: Sequence[str], limit_s: float, log: Path, fine: Sequence[int] = 
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         child = subprocess.Popen(
             [sys.executable, *words], cwd=ROOT, stdout=out, stderr=err, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         try:
             status = child.wait(timeout=max(1.0, limit_s))
@@ -88,7 +88,7 @@ def call(words: Sequence[str], limit_s: float, log: Path, fine: Sequence[int] = 
         return ""
     lines = log.with_suffix(".err").read_text(errors="replace").strip().splitlines() or ["no message"]
     print("\n".join(lines[-30:]), file=sys.stderr)
-    return f"failed: {lines[-1][:120]}"
+    return f"failed with exit code {status}: {lines[-1][:120]}"
 
 
 def missing_packages() -> list[str]:
@@ -123,7 +123,7 @@ def _step_cells(outcome: Outcome) -> list[str]:
     missing = outcome.problem and f"baseline: {outcome.problem}"
     return [
         f"{found['seconds_per_step']:.2f}",
-        " / ".join(f"{found['phases'][name]:.2f}" for name in PHASES),
+        " / ".join(f"{found['phases'][name]:.3f}" for name in PHASES),
         f"{found['limit_seconds']:.2f}",
         f"{found['fraction_of_limit']:.0%}",
         f"{1000 * found['phases']['decode'] / found['completion_tokens']:.1f}",

@@ -21,6 +21,7 @@ import torch
 from medrl.bench.limits import Work
 from medrl.bench.memory import Layout, activations_per_patch, activations_per_token
 from medrl.bench.models import Endless, Size, ask, build_policy, find_size, make_examples, question
+from medrl.errors import SettingsError
 from medrl.grpo import GRPO
 from medrl.policy.policy import EncodedPrompt
 from medrl.training.batches import TrainingGroup
@@ -105,4 +106,7 @@ def completions(work: Work) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SettingsError as error:
+        sys.exit(f"error: {error}")

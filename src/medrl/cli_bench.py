@@ -1,6 +1,8 @@
 """The commands that time this machine: bench step, bench eval."""
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -83,25 +85,12 @@ def bench_step(
             checkpoint_activations=checkpoint_activations,
             compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
             kernels="auto" if kernels == "auto" else kernels == "on",
-        )
+        ),
+        measured=_when_measured(_show_step, as_json=as_json, baseline=baseline is not None),
     )
     if as_json:
         terminal.print_json(result)
-        return
-    limits = result["limit_phases"]
-    rows = [
-        (name, f"{spent:.3f}", f"{limits[name]:.3f}" if name in limits else "")
-        for name, spent in result["phases"].items()
-    ]
-    total = ("step", f"{result['seconds_per_step']:.3f}", f"{result['limit_seconds']:.3f}")
-    terminal.print_table(f"{model}, {result['device']}", ["phase", "seconds", "limit"], [*rows, total])
-    typer.echo(
-        f"{result['tokens_per_s']:.0f} tokens/s, {result['fraction_of_limit']:.0%} of the limit, "
-        f"MFU {result['mfu']:.0%}, peak {result['peak_gb']:.1f} GB, attention {result['attention']}"
-        + (", layers compiled" if result["compiled"] else "")
-        + (f", fused: {' and '.join(result['kernels'])}" if result["kernels"] else "")
-    )
-    if baseline is not None:
+    elif baseline is not None:
         typer.echo(
             f"{baseline}: {result['baseline']['seconds_per_step']:.3f} s per step, {result['speedup']:.1f} times ours"
         )
@@ -144,14 +133,60 @@ def bench_eval(
             repeats=repeats,
             baseline=baseline,
             compile_layers="auto" if compile_layers == "auto" else compile_layers == "on",
-        )
+        ),
+        measured=_when_measured(_show_eval, as_json=as_json, baseline=baseline),
     )
     if as_json:
         terminal.print_json(result)
-        return
-    rows = [("medrl", f"{result['items_per_s']:.1f}")]
-    if result["baseline"] is not None:
-        rows.append((result["baseline"]["name"], f"{result['baseline']['items_per_s']:.1f}"))
-    terminal.print_table(f"{model}, {result['device']}", ["", "items per second"], rows)
-    if result["speedup"] is not None:
-        typer.echo(f"{result['speedup']:.1f} times as fast; {result['same_tokens']:.0%} of the answers are the same")
+    elif baseline:
+        other = result["baseline"]
+        typer.echo(
+            f"{other['name']}: {other['items_per_s']:.1f} items/s; medrl is {result['speedup']:.1f} times as fast, "
+            f"and {result['same_tokens']:.0%} of the answers are the same"
+        )
+
+
+def _when_measured(
+    show: Callable[[dict[str, Any]], None], *, as_json: bool, baseline: bool
+) -> Callable[[dict[str, Any]], None]:
+    """What becomes of what is known before a baseline begins: shown, or for a program among the messages.
+
+    A baseline may run out of memory, or of somebody's patience.
+    """
+
+    def say(found: dict[str, Any]) -> None:
+        if not as_json:
+            show(found)
+        elif baseline:
+            typer.echo(f"measured: {json.dumps(found, default=str)}", err=True)
+
+    return say
+
+
+def _show_step(found: dict[str, Any]) -> None:
+    limits = found["limit_phases"]
+    rows = [
+        (name, _milliseconds(spent), _milliseconds(limits[name]) if name in limits else "")
+        for name, spent in found["phases"].items()
+    ]
+    total = ("step", _milliseconds(found["seconds_per_step"]), _milliseconds(found["limit_seconds"]))
+    terminal.print_table(f"{found['model']}, {found['device']}", ["phase", "ms", "limit, ms"], [*rows, total])
+    typer.echo(
+        f"{found['tokens_per_s']:.0f} tokens/s, {found['fraction_of_limit']:.0%} of the limit, "
+        f"MFU {found['mfu']:.0%}, peak {found['peak_gb']:.1f} GB, attention {found['attention']}"
+        + (", layers compiled" if found["compiled"] else "")
+        + (f", fused: {' and '.join(found['kernels'])}" if found["kernels"] else "")
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    """``1310``, ``45.6``, ``0.0213``: three figures, as a limit may be a thousandth of its step."""
+    return f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:#.3g}"
+
+
+def _show_eval(found: dict[str, Any]) -> None:
+    typer.echo(
+        f"{found['model']}, {found['device']}: {found['items_per_s']:.1f} items/s, {found['decode_steps']} decode steps"
+        + (", layers compiled" if found["compiled"] else "")
+        + (f", fused: {' and '.join(found['kernels'])}" if found["kernels"] else "")
+    )

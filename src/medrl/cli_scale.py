@@ -19,7 +19,9 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Plan for this many GPUs; without it, a few steps are measured here.")
     ] = None,
-    gpu_gb: Annotated[float, typer.Option(min=1, help="Memory of each, GB.")] = 80.0,
+    gpu_gb: Annotated[
+        float, typer.Option(min=1, help="Memory of each, as it is sold: 80 for an H100 (86e9 bytes).")
+    ] = 80.0,
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="What 'medrl bench step --json' printed on such a GPU.")
     ] = None,

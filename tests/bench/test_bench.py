@@ -1,6 +1,9 @@
 """What ``medrl bench`` prints: the keys programs rely on, and numbers that agree with each other."""
 
+import gc
 import json
+import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,10 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from medrl.bench.baselines import BASELINES, generate_with_transformers, placeholders
-from medrl.bench.limits import Work
+from medrl.bench.limits import Elapsed, Work
 from medrl.bench.models import SIZES, ask, build_policy, make_examples, make_processor, question
-from medrl.bench.step import PHASES, StepBench, make_step
+from medrl.bench.step import PHASES, StepBench, bench_step, make_step
 from medrl.cli import app
+from medrl.errors import MedrlError
 from medrl.phases import phase, timing
 from medrl.rollout.engine import generate
 from medrl.rollout.sampling import Sampling
@@ -32,6 +36,7 @@ def test_a_timed_step_says_what_programs_rely_on():
     assert found["tokens_per_s"] == pytest.approx(2 * 2 * 6 / found["seconds_per_step"])
     assert found["fraction_of_limit"] == pytest.approx(found["limit_seconds"] / found["seconds_per_step"])
     assert found["limit_seconds"] == pytest.approx(sum(found["limit_phases"].values()))
+    assert set(found["limit_phases"]) == set(PHASES) - {"data"}  # row beside row
     assert found["limit_seconds"] > 0 and found["peak_gb"] > 0 and found["mfu"] > 0
     assert found["device"].startswith(("CPU", "NVIDIA"))
     assert found["baseline"]["name"] == "naive"
@@ -42,7 +47,55 @@ def test_a_timed_step_says_what_programs_rely_on():
 def test_no_kl_has_no_reference_and_no_baseline_no_ratio():
     found = run("step", *SMALL, "--prompts", "1", "--group", "2", "--steps", "1", "--kl", "0")
     assert found["phases"]["reference"] == 0 and "reference" not in found["limit_phases"]
-    assert "baseline" not in found and "speedup" not in found
+    assert found["baseline"] is found["speedup"] is found["cpu_speedup"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "turns"),
+    [
+        (("step", "--prompts", "1", "--group", "2", "--steps", "2", "--baseline", "naive"), "seconds_per_step", "step"),
+        (("eval", "--items", "2", "--repeats", "2"), "items_per_s", "round"),
+    ],
+)
+def test_what_is_measured_is_told_before_the_baseline_begins(words, value, turns, tables):
+    result = CliRunner().invoke(app, ["bench", *words, *SMALL, "--json"])
+    found = json.loads(result.stdout)
+    lines = result.stderr.splitlines()
+    (told,) = [number for number, line in enumerate(lines) if line.startswith(tables.MEASURED)]
+    early = tables.found_in(lines[told].removeprefix(tables.MEASURED))
+    assert set(early) == set(found) and early["baseline"] is None and early[value] == found[value] > 0
+    # One line a turn: ours before, the baseline's behind.
+    ours, theirs = lines[:told], lines[told:]
+    for said in (ours, theirs):
+        assert sum(f", {turns} " in line for line in said) == 2 and sum(", warm-up: " in line for line in said) == 1
+    assert any(line.startswith(f"medrl, {turns} 2 of 2: ") for line in ours)
+    without = CliRunner().invoke(app, ["bench", *words, *SMALL])
+    assert tables.MEASURED not in without.output and found["baseline"]["name"] in without.stdout.splitlines()[-1]
+
+
+def test_policy_and_reference_are_gone_before_the_baseline_begins(monkeypatch):
+    made, alive = [], []
+
+    def remembered(*given):
+        policy = build_policy(*given)
+        policy.freeze_reference()
+        for model in (policy.model, policy.reference.model):
+            made.extend(weakref.ref(weights) for weights in model.parameters())
+        return policy
+
+    def baseline(*_):
+        alive.extend(weights() is not None for weights in made)
+        return Elapsed(1.0, 1.0)
+
+    monkeypatch.setattr("medrl.bench.step.build_policy", remembered)
+    monkeypatch.setitem(BASELINES, "naive", baseline)
+    shapes = Work(prompts=1, group=2, image_px=56, prompt_tokens=30, completion_tokens=4)
+    gc.disable()  # it would come sooner or later; the baseline needs the room now
+    try:
+        bench_step(StepBench(model="tiny", work=shapes, steps=1, baseline="naive"))
+    finally:
+        gc.enable()
+    assert alive and not any(alive)
 
 
 def test_a_timed_evaluation_answers_what_transformers_answers():
@@ -52,10 +105,56 @@ def test_a_timed_evaluation_answers_what_transformers_answers():
     assert found["speedup"] == pytest.approx(found["items_per_s"] / found["baseline"]["items_per_s"])
 
 
-def test_words_that_mean_nothing_end_with_2():
-    for words in (["--model", "3b"], ["--prompt-tokens", "5"]):
-        result = CliRunner().invoke(app, ["bench", "step", *words])
-        assert result.exit_code == 2, result.output
+def test_the_table_has_a_limit_beside_every_phase_and_no_time_that_reads_as_nothing(monkeypatch):
+    monkeypatch.setattr("medrl.bench.step._peak_resident_bytes", lambda: 2_500_000_000)
+    result = CliRunner().invoke(app, ["bench", "step", *SMALL, "--prompts", "1", "--group", "2", "--steps", "1"])
+    cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in result.stdout.splitlines() if "│" in line]
+    assert [name for name, *_ in cells] == [*PHASES, "other", "step"]
+    for name, spent, limit in cells:
+        assert float(spent) > 0 or name == "other"
+        assert limit == "" if name in ("data", "other") else float(limit) > 0
+    assert torch.cuda.is_available() or "peak 2.5 GB" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("step", "--model", "3b"), "choose tiny, 25m"),
+        (("step", "--model", "tiny", "--prompt-tokens", "5"), "give at least 22"),
+        (("step", "--model", "tiny", "--prompt-tokens", "40000"), "--prompt-tokens 40000 and --completion-tokens 64"),
+        (("step", "--model", "tiny", "--image-px", "100000000"), "--image-px 100000000"),
+        (("eval", "--model", "tiny", "--image-px", "100000000"), "--image-px 100000000"),
+        pytest.param(
+            ("step", "--model", "tiny", "--kernels", "on"),
+            "--kernels is on, but",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has kernels"),
+        ),
+    ],
+)
+def test_words_that_mean_nothing_end_with_2_and_name_the_option(words, said):
+    result = CliRunner().invoke(app, ["bench", *words])
+    assert result.exit_code == 2 and said in result.stderr
+    assert "max_new_tokens" not in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (None, "not installed"),
+        ("import a_module_nobody_has", "cannot be imported: No module named 'a_module_nobody_has'"),
+    ],
+)
+def test_a_trainer_that_is_not_there_and_one_that_is_broken_are_told_apart(monkeypatch, tmp_path, body, said):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trl"]:
+        monkeypatch.delitem(sys.modules, name)
+    if body is None:
+        monkeypatch.setitem(sys.modules, "trl", None)
+    else:
+        (tmp_path / "trl.py").write_text(body)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    work = Work(prompts=1, group=2, image_px=56, prompt_tokens=30, completion_tokens=3)
+    with pytest.raises(MedrlError, match=said):
+        BASELINES["trl"](StepBench(model="tiny", work=work), [], "cpu", torch.float32)
 
 
 def test_prompts_are_as_long_as_asked_and_completions_too(tmp_path):

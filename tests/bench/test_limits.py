@@ -10,6 +10,7 @@ from medrl.bench.limits import (
     head_weights,
     layer_weights,
     parameters,
+    phase_costs,
     step_costs,
     stream_flops,
     vision_flops,
@@ -52,6 +53,20 @@ def test_a_step_of_the_2b_model_costs_what_was_worked_out(image_px, image_tflops
     costs = step_costs(size, shapes, kl=True, element_bytes=2)
     assert sum(cost.seconds(H100) for cost in costs.values()) == pytest.approx(limit_s, rel=2e-3)
     assert "reference" not in step_costs(size, shapes, kl=False, element_bytes=2)
+
+
+@pytest.mark.parametrize(("kl", "passes"), [(True, 3), (False, 2)])
+def test_phases_hold_what_is_timed_in_them_and_cost_the_same_together(kl, passes):
+    """``vision`` is every forward pass of the tower; its backward pass stays with the policy's."""
+    size, shapes = SIZES["2b"], work(448)
+    whole = step_costs(size, shapes, kl=kl, element_bytes=2)
+    timed = phase_costs(size, shapes, kl=kl, element_bytes=2)
+    images, text = 8 * vision_flops(size, shapes.patches), stream_flops(size, shapes)
+    assert timed["vision"] == Cost(passes * images, 0.0) and set(timed) == {*whole, "vision"}
+    assert timed["policy"].flops == pytest.approx(3 * text + 2 * images)
+    assert ("reference" in timed) == kl and (not kl or timed["reference"].flops == pytest.approx(text))
+    assert (timed["decode"], timed["optimizer"]) == (whole["decode"], whole["optimizer"])
+    assert sum(c.seconds(H100) for c in timed.values()) == pytest.approx(sum(c.seconds(H100) for c in whole.values()))
 
 
 def test_decoding_two_tokens_of_a_model_small_enough_to_count():

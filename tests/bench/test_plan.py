@@ -20,6 +20,7 @@ from medrl.errors import RunError, SettingsError
 TWO_B, SEVEN_B = SIZES["2b"], SIZES["7b"]
 WORK = Work(prompts=1, group=8, image_px=448, prompt_tokens=80, completion_tokens=160)
 GB = 2**30
+"""Of a card, as it is sold."""
 
 
 @pytest.fixture
@@ -141,8 +142,20 @@ def test_time_follows_a_measured_step_and_the_number_of_gpus(recipe, tmp_path):
     assert quarter["seconds_per_step"] / 8 < eight["seconds_per_step"] < quarter["seconds_per_step"]
     assert plan(file, (), Cluster(gpus=16, gpu_gb=80))["idle_gpus"] == 8
     measured.write_text("{}")
-    with pytest.raises(RunError, match="medrl bench step --json"):
+    with pytest.raises(RunError, match="is not what 'medrl bench step --json' prints"):
         plan(file, (), Cluster(gpus=1, gpu_gb=80, measured=measured))
+    with pytest.raises(RunError, match=r"there is no file .*missing\.json"):
+        plan(file, (), Cluster(gpus=1, gpu_gb=80, measured=tmp_path / "missing.json"))
+    measured.write_text(json.dumps({**told, "device": "CPU, 2 threads"}))
+    with pytest.warns(UserWarning, match="was measured on a CPU"):
+        plan(file, (), Cluster(gpus=1, gpu_gb=80, measured=measured))
+
+
+def test_gigabytes_are_those_of_1e9_bytes_and_a_card_holds_what_it_is_sold_by(recipe):
+    found = plan(recipe(), (), Cluster(gpus=1, gpu_gb=80))
+    assert found["memory_gb"]["weights"] == pytest.approx(2 * parameters(TWO_B) / 1e9)
+    assert found["peak_gb"] == pytest.approx(sum(found["memory_gb"].values()))
+    assert found["room_gb"] == pytest.approx((1 - KEPT_FREE) * 80 * GB / 1e9) and found["gpu_gb"] == 80
 
 
 def test_the_command_says_what_fits_and_what_would_make_it_fit(recipe):

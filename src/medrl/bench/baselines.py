@@ -1,5 +1,6 @@
 """What a step costs elsewhere, on the same shapes: the obvious way in this package, and TRL's trainer."""
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medrl.bench.limits import Elapsed, clock, median
+from medrl.bench.limits import Elapsed, clock, median, release, say_turn
 from medrl.bench.models import Endless, ask, build_model, build_policy, find_size, make_processor
-from medrl.errors import MissingExtraError
+from medrl.errors import MedrlError, MissingExtraError
 from medrl.grpo import GRPO, REDUCTIONS, group_advantages, policy_loss
 from medrl.policy.naive import naive_logprobs
 from medrl.policy.policy import EncodedPrompt
@@ -42,6 +43,7 @@ def naive_step(settings: "StepBench", examples: Sequence[Example], device: str, 
         batch = examples[number * work.prompts : (number + 1) * work.prompts]
         with clock(device) as elapsed:
             _take_naive_step(policy, batch, optimizer, settings)
+        say_turn("naive", "step", number - 1, elapsed, of=steps)
         times.append(elapsed)
     return median(times[1:])
 
@@ -103,10 +105,10 @@ def generate_with_transformers(
 def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dtype: torch.dtype) -> Elapsed:
     """A step of TRL's GRPOTrainer with transformers' generation, the same model and shapes, median.
 
-    Without activation checkpointing and, on a CPU, in one batch: the faster of its settings there. On a GPU batches
-    of 8, the largest that fits at 448 pixels.
+    Without activation checkpointing and, on a CPU, in one batch: the faster of its settings there. On a GPU in batches
+    of 8: its logits of all tokens are held at once, and what fits has not been measured here.
     """
-    trl = _import_trl()
+    config_class, trainer_class = _import_trl()
     from datasets import Dataset
     from transformers import PrinterCallback
 
@@ -115,10 +117,11 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
     times: list[Elapsed] = []
     with tempfile.TemporaryDirectory(prefix="medrl-trl-") as folder:
         processor = make_processor(find_size(settings.model).vocabulary, work.image_px)
-        model: Any = build_model(find_size(settings.model), processor, "cpu", dtype)
+        model: Any = build_model(find_size(settings.model), processor, device, dtype)
         model.save_pretrained(Path(folder) / "model")
         processor.save_pretrained(Path(folder) / "model")
         del model
+        release(device)
         rows = [
             {
                 "prompt": [{"role": "user", "content": example.question}],
@@ -126,7 +129,7 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
             }
             for example in examples[: TRL_STEPS * work.prompts]
         ]
-        config = trl.GRPOConfig(
+        config = config_class(
             output_dir=str(Path(folder) / "out"),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=work.rows // batch,
@@ -147,7 +150,7 @@ def trl_step(settings: "StepBench", examples: Sequence[Example], device: str, dt
             model_init_kwargs={"dtype": str(dtype).removeprefix("torch."), "attn_implementation": "sdpa"},
             generation_kwargs={"min_new_tokens": work.completion_tokens, "suppress_tokens": placeholders(processor)},
         )
-        trainer = trl.GRPOTrainer(
+        trainer = trainer_class(
             model=str(Path(folder) / "model"),
             reward_funcs=_lengthless_reward,
             args=config,
@@ -176,6 +179,7 @@ def _timer(times: list[Elapsed], device: str) -> Any:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.clock.__exit__(None, None, None)
+            say_turn("trl", "step", len(times) - 2, times[-1], of=TRL_STEPS - 1)
 
     return Timer()
 
@@ -185,12 +189,18 @@ def placeholders(processor: Any) -> list[int]:
     return processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
 
 
-def _import_trl() -> Any:
+def _import_trl() -> tuple[Any, Any]:
+    """Its settings and its trainer."""
+    if importlib.util.find_spec("trl") is None:
+        raise MissingExtraError("trl", "interop")
     try:
-        import trl
-    except ImportError as error:
-        raise MissingExtraError("trl", "interop") from error
-    return trl
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a module of transformers that it needs is broken
+        raise MedrlError(
+            f"trl is installed but cannot be imported: {error}; pip install --upgrade 'medrl[interop]'"
+        ) from error
+    return GRPOConfig, GRPOTrainer
 
 
 BASELINES: dict[str, Callable[..., Elapsed]] = {"naive": naive_step, "trl": trl_step}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medrl.bench.baselines import generate_with_transformers
-from medrl.bench.limits import Elapsed, clock, median
+from medrl.bench.limits import Elapsed, Work, clock, median, require_context, say_turn
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.bench.step import device_name, fused_parts
 from medrl.evaluation.answer import complete_reading_ahead, reading_ahead
@@ -20,7 +20,7 @@ from medrl.rollout.sampling import Sampling
 from medrl.rollout.scheduler import Tally
 from medrl.types import Prompt
 
-BASELINE_BATCH = 64
+BASELINE, BASELINE_BATCH = "transformers generate", 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,19 @@ class EvalBench:
     compile_layers: Compilation = "auto"
 
 
-def bench_eval(settings: EvalBench) -> dict[str, Any]:
-    """Time greedy evaluation, reading and resizing of images included. Returns what ``medrl bench eval`` prints."""
+def bench_eval(settings: EvalBench, *, measured: Callable[[dict[str, Any]], object] = lambda _: None) -> dict[str, Any]:
+    """Time greedy evaluation, reading and resizing of images included. Returns what ``medrl bench eval`` prints.
+
+    ``measured`` is called with what is known before the baseline begins.
+    """
+    shapes = Work(
+        prompts=settings.items,
+        group=1,
+        image_px=settings.image_px,
+        prompt_tokens=settings.prompt_tokens,
+        completion_tokens=settings.completion_tokens,
+    )
+    require_context(shapes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     policy = build_policy(find_size(settings.model), settings.image_px, device, dtype)
@@ -70,7 +81,7 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
                 written += [tuple(row) for row in out.tolist()]
             return written
 
-        ours_took, answers = _time(policy, prompts, settings.batch_size, ours, settings.repeats, device)
+        ours_took, answers = _time("medrl", policy, prompts, settings.batch_size, ours, settings.repeats, device)
         described = {
             "items_per_s": len(prompts) / ours_took.seconds,
             "seconds": ours_took.seconds,
@@ -87,12 +98,15 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
             "kernels": fused_parts(policy),
             "baseline": None,
             "speedup": None,
+            "cpu_speedup": None,
+            "same_tokens": None,
             **describe_machine(),
         }
+        measured(described)
         if settings.baseline:
-            other, expected = _time(policy, prompts, BASELINE_BATCH, theirs, settings.repeats, device)
+            other, expected = _time(BASELINE, policy, prompts, BASELINE_BATCH, theirs, settings.repeats, device)
             described["baseline"] = {
-                "name": "transformers generate",
+                "name": BASELINE,
                 "items_per_s": len(prompts) / other.seconds,
                 "cpu_seconds": other.cpu_seconds,
             }
@@ -103,6 +117,7 @@ def bench_eval(settings: EvalBench) -> dict[str, Any]:
 
 
 def _time(
+    who: str,
     policy: Endless,
     prompts: Sequence[Prompt],
     warm_with: int,
@@ -111,11 +126,11 @@ def _time(
     device: str,
 ) -> tuple[Elapsed, list[tuple[int, ...]]]:
     """What all prompts take, median, after ``warm_with`` of them to warm up; and what was answered."""
-    answer(prompts[:warm_with])
     times, answers = [], []
-    for _ in range(repeats):
+    for number in range(-1, repeats):
         policy.forget_prompts()
         with clock(device) as elapsed:
-            answers = answer(prompts)
+            answers = answer(prompts[:warm_with] if number < 0 else prompts)
+        say_turn(who, "round", number, elapsed, of=repeats)
         times.append(elapsed)
-    return median(times), answers
+    return median(times[1:]), answers

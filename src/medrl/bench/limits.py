@@ -3,6 +3,8 @@
 Shared prompts, every completion as long as asked; multiply-adds count twice. The formulas are those of docs/engine.md.
 """
 
+import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from medrl.bench.models import Size
+from medrl.bench.models import CONTEXT, Size
+from medrl.errors import SettingsError
 from medrl.policy.products import product
 
+log = logging.getLogger(__name__)
 PATCH_VALUES, PATCH_PX, MERGED = 3 * 2 * 14 * 14, 14, 4
 ADAM_BYTES = 28
 """Per parameter: gradient, float32 weight and two moments read, weight and moments written."""
@@ -66,6 +70,17 @@ class Cost:
         return max(self.flops / rates.flops_per_s, self.bytes / rates.bytes_per_s)
 
 
+def require_context(work: Work) -> None:
+    """Refuse what the bench's models cannot hold. Raises ``SettingsError`` naming the options."""
+    tokens = work.prompt_length + work.completion_tokens
+    if tokens > CONTEXT:
+        raise SettingsError(
+            f"--image-px {work.image_px} ({work.patches // MERGED} tokens), --prompt-tokens {work.prompt_tokens} and "
+            f"--completion-tokens {work.completion_tokens} make {tokens} tokens, but its models hold {CONTEXT}: lower "
+            "one of them"
+        )
+
+
 def layer_weights(size: Size) -> int:
     """Weights in the matrices of the language model's layers."""
     width = size.hidden // size.heads
@@ -111,6 +126,15 @@ def step_costs(size: Size, work: Work, *, kl: bool, element_bytes: int) -> dict[
         "optimizer": Cost(0.0, ADAM_BYTES * parameters(size)),
     }
     return {**costs, "reference": Cost(forward, 0.0)} if kl and c else costs
+
+
+def phase_costs(size: Size, work: Work, *, kl: bool, element_bytes: int) -> dict[str, Cost]:
+    """The same by the phases that a step is timed in: all forward passes of the vision tower are ``vision``."""
+    costs = step_costs(size, work, kl=kl, element_bytes=element_bytes)
+    images = work.prompts * vision_flops(size, work.patches)
+    passes = [name for name in ("prefill", "reference", "policy") if name in costs]
+    without = {name: Cost(costs[name].flops - images, costs[name].bytes) for name in passes}
+    return {**costs, **without, "vision": Cost(len(passes) * images, 0.0)}
 
 
 def decode_cost(size: Size, work: Work, element_bytes: int) -> Cost:
@@ -179,6 +203,12 @@ def clock(device: str) -> Iterator[Elapsed]:
     elapsed.seconds, elapsed.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
 
+def say_turn(who: str, kind: str, number: int, elapsed: Elapsed, *, of: int) -> None:
+    """One line for whoever waits; turns before 0 warm up."""
+    turn = f"{kind} {number + 1} of {of}" if number >= 0 else "warm-up"
+    log.info("%s, %s: %.3g s", who, turn, elapsed.seconds)
+
+
 def median(times: Sequence[Elapsed]) -> Elapsed:
     """Of seconds and of processor seconds, each for itself."""
     return Elapsed(statistics.median(t.seconds for t in times), statistics.median(t.cpu_seconds for t in times))
@@ -188,3 +218,10 @@ def synchronize(device: str) -> None:
     """Wait for the GPU, where there is one."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def release(device: str) -> None:
+    """Give back what nobody names any more: parts of a model refer to each other, so their weights outlive its name."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

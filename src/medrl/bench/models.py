@@ -52,6 +52,8 @@ SIZES = {
         vision_hidden=1280, vision_layers=32, vision_heads=16,
     ),
 }  # fmt: skip
+CONTEXT = 32768
+"""Tokens of prompt and completion, as in Qwen2-VL."""
 ALIASES = {"qwen2-vl-2b": "2b", "qwen2-vl-7b": "7b"}
 
 
@@ -91,7 +93,7 @@ def build_model(size: Size, processor: Any, device: str, dtype: torch.dtype) -> 
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.kv_heads,
             "intermediate_size": size.intermediate,
-            "max_position_embeddings": 32768,
+            "max_position_embeddings": CONTEXT,
             "rope_parameters": {
                 "rope_type": "default",
                 "mrope_section": [temporal, height, half - temporal - height],
@@ -162,7 +164,9 @@ def question(processor: Any, prompt_tokens: int) -> str:
     )
     frame = len(processor.tokenizer(turn)["input_ids"]) - 1  # without the image's one token
     if prompt_tokens <= frame:
-        raise SettingsError(f"--prompt-tokens is {prompt_tokens}, but the chat template alone takes {frame}")
+        raise SettingsError(
+            f"--prompt-tokens is {prompt_tokens}, but the chat template alone takes {frame}: give at least {frame + 1}"
+        )
     return ("Which organ is shown here? " * prompt_tokens)[: prompt_tokens - frame]
 
 

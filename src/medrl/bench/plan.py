@@ -6,6 +6,7 @@ For GPUs that are not here: from shapes, and from a step measured on such a card
 import json
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ ASSUMED = {"share_of_limit": 0.25, "matrix_tflops": 790.0, "copy_gb_per_s": 3000
 """Where no measured step is given: an H100's rates, and a quarter of what they allow."""
 LINK_BYTES_PER_S = 100e9
 """Between GPUs, assumed."""
+GB, NOMINAL_GB = 1e9, 2**30
+"""What is counted, measured and printed; what cards are sold by: an "80 GB" H100 holds 85.5e9 bytes."""
 ELEMENT_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 PROMPT_TOKENS = 120
 WARM_UP = 1
@@ -39,6 +42,7 @@ class Cluster:
 
     gpus: int
     gpu_gb: float
+    """As cards are sold: 80 for an H100."""
     measured: Path | None = None
     """What ``medrl bench step --json`` printed on such a card."""
     image_px: int | None = None
@@ -61,7 +65,7 @@ def plan(recipe: Path, overrides: Sequence[str], cluster: Cluster) -> dict[str, 
     )
     work = _share(whole, cluster.gpus)
     layout = layout_of(settings, cluster.gpus)
-    parts, room = memory(size, work, layout), (1 - KEPT_FREE) * cluster.gpu_gb * 2**30
+    parts, room = memory(size, work, layout), (1 - KEPT_FREE) * cluster.gpu_gb * NOMINAL_GB
     fits = peak(parts) <= room
     cured = None if fits else cure(size, work, layout, room)
     chosen = layout if cured is None else cured[1]
@@ -72,12 +76,12 @@ def plan(recipe: Path, overrides: Sequence[str], cluster: Cluster) -> dict[str, 
         "trained_weights": trained_weights(size, layout),
         "gpus": cluster.gpus,
         "gpu_gb": cluster.gpu_gb,
-        "memory_gb": {name: amount / 2**30 for name, amount in parts.items()},
-        "peak_gb": peak(parts) / 2**30,
-        "room_gb": room / 2**30,
+        "memory_gb": {name: amount / GB for name, amount in parts.items()},
+        "peak_gb": peak(parts) / GB,
+        "room_gb": room / GB,
         "fits": fits,
         "set": [] if cured is None else cured[0],
-        "peak_with_that_gb": peak(memory(size, work, chosen)) / 2**30 if fits or cured else None,
+        "peak_with_that_gb": peak(memory(size, work, chosen)) / GB if fits or cured else None,
         "tokens_per_micro_batch": _tokens_that_fit(size, work, chosen, room) if fits or cured else None,
         "idle_gpus": max(0, cluster.gpus - whole.prompts),
         "seconds_per_step": step_s,
@@ -217,7 +221,7 @@ def measure(recipe: Path, overrides: Sequence[str] = (), *, steps: int = 6, quie
         "seconds_per_step": typical,
         "tokens_per_s": tokens / typical,
         "seconds_per_checkpoint": save_s,
-        "checkpoint_gb": saved / 2**30,
+        "checkpoint_gb": saved / GB,
         "hours": hours(typical),
         "hours_low": hours(least),
         "hours_high": hours(now),
@@ -250,6 +254,10 @@ def _rates(measured: Path | None) -> tuple[Rates, float, str]:
         found: Mapping[str, Any] = {**ASSUMED, "fraction_of_limit": ASSUMED["share_of_limit"]}
         source = "assumed: an H100, a quarter of its limit; give --measured for a card you have"
     else:
+        if not measured.is_file():
+            raise RunError(
+                f"there is no file {measured}: 'medrl bench step --json > {measured}' on such a card makes it"
+            )
         try:
             found = json.loads(measured.read_text(encoding="utf-8"))
             source = f"{measured}: {found['device']}"
@@ -259,5 +267,11 @@ def _rates(measured: Path | None) -> tuple[Rates, float, str]:
                 f"{measured} is not what 'medrl bench step --json' prints ({error}): run it on such a card and keep "
                 "its output"
             ) from None
+        if str(found["device"]).startswith("CPU"):
+            warnings.warn(
+                f"{measured} was measured on a CPU ({found['device']}), and a plan for GPUs takes its rates: give what "
+                "'medrl bench step --json' prints on such a GPU",
+                stacklevel=2,
+            )
     rates = Rates(bytes_per_s=1e9 * found["copy_gb_per_s"], flops_per_s=1e12 * found["matrix_tflops"])
     return rates, float(found["fraction_of_limit"]), source

@@ -11,7 +11,18 @@ from typing import Any, Literal
 import torch
 
 from medrl.bench import baselines
-from medrl.bench.limits import Elapsed, Rates, Work, clock, measure_rates, median, step_costs
+from medrl.bench.limits import (
+    Elapsed,
+    Rates,
+    Work,
+    clock,
+    measure_rates,
+    median,
+    phase_costs,
+    release,
+    require_context,
+    say_turn,
+)
 from medrl.bench.models import Endless, ask, build_policy, find_size, make_examples, question
 from medrl.errors import SettingsError
 from medrl.grpo import GRPO, group_advantages
@@ -51,16 +62,22 @@ class StepBench:
     kernels: Literal["auto"] | bool = "auto"
 
 
-def bench_step(settings: StepBench) -> dict[str, Any]:
-    """Time steps, and a baseline on the same shapes. Returns what ``medrl bench step --json`` prints."""
+def bench_step(settings: StepBench, *, measured: Callable[[dict[str, Any]], object] = lambda _: None) -> dict[str, Any]:
+    """Time steps, and a baseline on the same shapes. Returns what ``medrl bench step --json`` prints.
+
+    ``measured`` is called with what is known before the baseline begins, which may take long or never end.
+    """
     if settings.steps < 1:
         raise SettingsError(f"--steps is {settings.steps}, but at least one step must be timed")
     if settings.baseline is not None and settings.baseline not in baselines.BASELINES:
         known = ", ".join(baselines.BASELINES)
         raise SettingsError(f"there is no baseline {settings.baseline!r}: choose {known}, or leave --baseline out")
     size, work = find_size(settings.model), settings.work
+    require_context(work)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if settings.kernels is True and device == "cpu":
+        raise SettingsError("--kernels is on, but fused kernels need a CUDA GPU, and there is none: give auto or off")
     rates = measure_rates(device, dtype)
     with tempfile.TemporaryDirectory(prefix="medrl-bench-") as folder:
         policy = build_policy(size, work.image_px, device, dtype, settings.attention)
@@ -69,9 +86,10 @@ def bench_step(settings: StepBench) -> dict[str, Any]:
         examples = make_examples(Path(folder), work.prompts * (warm + settings.steps), work.image_px, text)
         found = _time_steps(policy, examples, settings, warm, device)
         described = _describe(settings, found, rates, policy, dtype)
+        measured(described)
         if settings.baseline is not None:
             del policy
-            _release(device)
+            release(device)
             other = baselines.BASELINES[settings.baseline](settings, examples, device, dtype)
             described["baseline"] = {
                 "name": settings.baseline,
@@ -116,6 +134,7 @@ def _time_steps(policy: Endless, examples: Sequence[Example], settings: StepBenc
                     ahead.wait()
                 ahead.start(turns[number + 1] if number + 1 < len(turns) else [])
                 update = take_step(batch, number)
+            say_turn("medrl", "step", number - warm, elapsed, of=settings.steps)
             if number >= warm:
                 times.append(elapsed)
                 phases.append(spent)
@@ -147,7 +166,7 @@ def some_reward(example: Example, completion: Completion) -> Score:
 
 def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, dtype: torch.dtype) -> dict[str, Any]:
     size, work = find_size(settings.model), settings.work
-    costs = step_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
+    costs = phase_costs(size, work, kl=settings.kl_coef > 0, element_bytes=dtype.itemsize)
     limit = sum(cost.seconds(rates) for cost in costs.values())
     typical = median(found.elapsed)
     phases = {name: statistics.median(spent.get(name, 0.0) for spent in found.phases) for name in PHASES}
@@ -159,7 +178,7 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "seconds": [elapsed.seconds for elapsed in found.elapsed],
         "phases": {**phases, "other": max(0.0, typical.seconds - sum(phases.values()))},
         "tokens_per_s": work.rows * work.completion_tokens / typical.seconds,
-        "peak_gb": found.peak_bytes / 2**30,
+        "peak_gb": found.peak_bytes / 1e9,
         "mfu": flops / (typical.seconds * rates.flops_per_s),
         "limit_seconds": limit,
         "fraction_of_limit": limit / typical.seconds,
@@ -178,6 +197,9 @@ def _describe(settings: StepBench, found: Timed, rates: Rates, policy: Policy, d
         "prompt_tokens": work.prompt_tokens,
         "completion_tokens": work.completion_tokens,
         "kl_coef": settings.kl_coef,
+        "baseline": None,
+        "speedup": None,
+        "cpu_speedup": None,
         **describe_machine(),
     }
 
@@ -197,8 +219,3 @@ def device_name(dtype: torch.dtype) -> str:
 
 def _peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _release(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.empty_cache()
