@@ -168,6 +168,16 @@ def test_prompts_are_as_long_as_asked_and_completions_too(tmp_path):
     assert generate_with_transformers(policy, [prompt], 2, 5, sample=True).shape == (2, 5)
 
 
+@pytest.mark.parametrize("image_px", [28, 56, 83, 84, 470, 475])
+def test_images_are_as_large_as_the_limits_count_them(tmp_path, image_px):
+    work = Work(prompts=1, group=2, image_px=image_px, prompt_tokens=40, completion_tokens=4)
+    policy = build_policy(SIZES["tiny"], image_px, "cpu", torch.float32)
+    (example,) = make_examples(tmp_path, 1, image_px, question(policy.processor, 40))
+    (encoded,) = policy.encode([ask(example)])
+    assert encoded.pixels is not None
+    assert (len(encoded.pixels), len(encoded.token_ids)) == (work.patches, work.prompt_length)
+
+
 def test_sampled_baselines_write_no_placeholder_of_an_image(tmp_path):
     # One token in 512 would be one: 800 draws without any are no accident.
     policy = build_policy(SIZES["tiny"], 56, "cpu", torch.float32)

@@ -38,7 +38,7 @@ def test_the_2b_model_has_the_published_numbers_of_weights():
 def test_shapes_follow_from_the_image():
     assert (work(448).patches, work(448).prompt_length) == (1024, 336)
     assert (work(1008).patches, work(1008).prompt_length) == (5184, 1376)
-    assert work(450).patches == 1024  # resized to whole merged patches
+    assert work(450).patches == work(475).patches == 1024  # whole merged patches
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medrl.bench.models import CONTEXT, Size
+from medrl.bench.models import CONTEXT, Size, merged_side
 from medrl.errors import SettingsError
 from medrl.policy.products import product
 
@@ -36,9 +36,8 @@ class Work:
 
     @property
     def patches(self) -> int:
-        """Of one image; images are resized to whole merged patches, 28 pixels wide."""
-        side = round(self.image_px / (2 * PATCH_PX)) * 2
-        return side * side
+        """Of one image."""
+        return (merged_side(self.image_px) // PATCH_PX) ** 2
 
     @property
     def prompt_length(self) -> int:

@@ -52,6 +52,8 @@ SIZES = {
         vision_hidden=1280, vision_layers=32, vision_heads=16,
     ),
 }  # fmt: skip
+MERGED_PX = 28
+"""Width of a merged patch, which is an image token."""
 CONTEXT = 32768
 """Tokens of prompt and completion, as in Qwen2-VL."""
 ALIASES = {"qwen2-vl-2b": "2b", "qwen2-vl-7b": "7b"}
@@ -62,6 +64,11 @@ def find_size(name: str) -> Size:
     if ALIASES.get(name, name) not in SIZES:
         raise SettingsError(f"there is no model size {name!r}: choose {', '.join([*SIZES, *ALIASES])}")
     return SIZES[ALIASES.get(name, name)]
+
+
+def merged_side(image_px: int) -> int:
+    """Pixels on a side of what is looked at of an image: whole merged patches, ``MERGED_PX`` wide."""
+    return MERGED_PX * max(1, image_px // MERGED_PX)
 
 
 class Endless(Policy):
@@ -146,7 +153,8 @@ def make_processor(vocabulary: int, image_px: int) -> Qwen2VLProcessor:
     )
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     fast.chat_template = CHAT_TEMPLATE
-    pixels: Any = {"min_pixels": (image_px - 1) ** 2, "max_pixels": (image_px + 1) ** 2}
+    side = merged_side(image_px)
+    pixels: Any = {"min_pixels": (side - 1) ** 2, "max_pixels": (side + 1) ** 2}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=fast,
