@@ -119,7 +119,7 @@ def test_a_run_is_resumed_with_settings_that_change_no_result_and_others_are_nam
     with pytest.raises(SettingsError) as error:
         run_recipe(recipe, changed, out=tmp_path / "run", resume="auto", quiet=True)
     words = str(error.value)
-    assert "grpo.kl_coef was 0.04 and is now 0.1; policy.lora was None and is now not set" in words
+    assert "grpo.kl_coef was 0.04 and is now 0.1; policy.lora was empty and is now not set" in words
     assert "policy.lora.rank was not set and is now 4" in words
     assert "training.steps was 2 and is now 3 (the learning rate falls over them)" in words
     assert not [name for name in ("save_every", "micro_batch", "checkpoint_activations") if name in words]

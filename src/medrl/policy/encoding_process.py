@@ -45,15 +45,24 @@ class StartError(DataError):
 
 def save_processor(encoder: Encoder) -> "tempfile.TemporaryDirectory[str]":
     """A folder that processes read their processors from. Raises ``StartError``."""
-    try:
-        with ExitStack() as held:
-            folder = tempfile.TemporaryDirectory(prefix="medrl-processor-", ignore_cleanup_errors=True)
-            held.callback(folder.cleanup)
-            encoder.processor.save_pretrained(folder.name)
-            held.pop_all()
-    except Exception as error:  # processors are anyone's, and to tokenizers a full disk is an Exception
-        raise StartError(f"the processor cannot be saved for another process ({_words_of(error)})") from error
+    with _OrNoStart(), ExitStack() as held:
+        folder = tempfile.TemporaryDirectory(prefix="medrl-processor-", ignore_cleanup_errors=True)
+        held.callback(folder.cleanup)
+        encoder.processor.save_pretrained(folder.name)
+        held.pop_all()
     return folder
+
+
+class _OrNoStart:
+    """Raises what goes wrong within as ``StartError``: processors are anyone's, and a full disk is a bare ``Exception``
+    to tokenizers."""
+
+    def __enter__(self) -> None:
+        """There is nothing to do yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise StartError(f"the processor cannot be saved for another process ({_words_of(error)})") from error
 
 
 class EncodingProcess:

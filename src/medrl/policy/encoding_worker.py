@@ -47,14 +47,28 @@ def _answer(channel: socket.socket, encoder: Encoder) -> None:
     prompt = Prompt(
         id=asked["id"], text=asked["text"], images=tuple(Path(path) for path in asked["images"]), mode=asked["mode"]
     )
-    try:
-        encoded = encoder.encode(prompt)
-    except MedrlError as error:
-        send(channel, {"error": describe(error)})
-    except Exception as error:  # noqa: BLE001  # as in a thread, all is for the one who waits
-        send(channel, {"mistake": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
-    else:
-        send(channel, {}, tensors_of(encoded))
+    with _Told(channel):
+        send(channel, {}, tensors_of(encoder.encode(prompt)))
+
+
+class _Told:
+    """Tells the process that asked what went wrong within, to be raised there, and goes on."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+
+    def __enter__(self) -> None:
+        """There is nothing to tell yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, ClosedError) or not isinstance(error, Exception):  # nobody listens, or an end
+            return False
+        if isinstance(error, MedrlError):
+            send(self.channel, {"error": describe(error)})
+        else:
+            told = "".join(traceback.format_exception(error))
+            send(self.channel, {"mistake": f"{type(error).__name__}: {error}", "trace": told})
+        return True
 
 
 def describe(error: MedrlError) -> dict[str, object]:
