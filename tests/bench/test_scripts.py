@@ -1,6 +1,7 @@
 """The scripts in benchmarks/: what a call printed is found whatever stands around it, and nothing ends the rest."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,11 @@ def test_a_page_that_cannot_be_written_is_left_whole(scripts, monkeypatch, tmp_p
     assert "No space left on device" in capsys.readouterr().err
 
 
+def whatever_was_measured(line: str) -> str:
+    """A line whatever its numbers are: figures are measured anew."""
+    return re.sub(r"\d+", "0", line)
+
+
 def test_the_cpu_tables_are_those_that_readme_shows(scripts):
     """Calls, headings and the form of every number: what is printed can stand in README.md as it is."""
     import cpu
@@ -149,8 +155,9 @@ def test_the_cpu_tables_are_those_that_readme_shows(scripts):
     printed = cpu.step_table([tables.Outcome(case, {**step, "baseline": base}) for case in cases[:-1]])
     asked = cpu.eval_table([tables.Outcome(cases[-1], {**answers, "baseline": base})])
     shown = (FOLDER / "README.md").read_text().splitlines()
+    forms = [whatever_was_measured(line) for line in shown]
     for line in [*printed.splitlines()[:2], printed.splitlines()[2].replace("naive`", "trl`"), *asked.splitlines()]:
-        assert line in shown
+        assert whatever_was_measured(line) in forms
     assert any(line.startswith(f"| {cases[1].name} | ") for line in shown)
     problem = tables.Outcome(cases[0], {**step, "baseline": None}, "not finished in 5 s")
     assert "| 2.78 | not finished in 5 s |  | 46 % |" in cpu.step_table([problem])
