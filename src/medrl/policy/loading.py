@@ -23,7 +23,7 @@ class PolicySettings(Settings):
     model: str
     """A folder with a Hugging Face model and processor, a hub id, or ``demo-base``."""
     dtype: Dtype = "bfloat16"
-    """Precision of the weights in the forward pass; the optimizer keeps float32 masters. float16 only evaluates."""
+    """Precision of the weights in the forward pass; the optimizer steps in float32. float16 only evaluates."""
     freeze_vision: bool = False
     """Leave the vision tower as it is."""
     min_pixels: int | None = Field(default=None, ge=1)
